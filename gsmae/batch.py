@@ -1,0 +1,35 @@
+"""What training is handed: one batch of normalised splats, already of equal length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B splats of N Gaussians as feature rows, with whatever labels the task needs.
+
+    points     [B, N, 14]  normalised columns in the order of FIELDS
+    labels     [B]         class index, int64; -1 where unknown
+    uids       B names
+    queries    [B, P, 3]   labelled surface points in the normalised frame of `points`, or None
+    parts      [B, P]      global part index of each query, int64; -1 = not labelled (ignored), or None
+    part_mask  [B, parts]  True where a part belongs to the object's category, or None
+    """
+
+    points: Tensor
+    labels: Tensor
+    uids: tuple[str, ...]
+    queries: Tensor | None = None
+    parts: Tensor | None = None
+    part_mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def to(self, device, non_blocking: bool = False) -> Batch:
+        """The same batch on another device."""
+        values = (getattr(self, f.name) for f in fields(self))
+        return Batch(*(v.to(device, non_blocking=non_blocking) if isinstance(v, Tensor) else v for v in values))

@@ -1,0 +1,136 @@
+"""The standard 3DGS PLY, the only file that knows its property names and the only one that imports plyfile (GPLv3).
+
+Binary little endian, one element `vertex` of float32: x y z nx ny nz f_dc_0..2 f_rest_0.. opacity scale_0..2 rot_0..3
+(wxyz); f_rest is channel-major (all red, all green, all blue); opacity is a logit, scale a logarithm.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .errors import InputError
+from .files import write_aside
+from .gaussians import Gaussians
+
+MAX_HEADER = 64 * 1024
+MAX_GAUSSIANS = 50_000_000
+REST = {0: 0, 9: 1, 24: 2, 45: 3}  # number of f_rest properties -> SH degree
+NEEDED = (
+    "x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity",
+    "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3",
+)  # fmt: skip
+SIZES = {
+    "char": 1, "int8": 1, "uchar": 1, "uint8": 1, "short": 2, "int16": 2, "ushort": 2, "uint16": 2,
+    "int": 4, "int32": 4, "uint": 4, "uint32": 4, "float": 4, "float32": 4, "double": 8, "float64": 8,
+}  # fmt: skip
+
+
+def read_ply(path: str | Path) -> Gaussians:
+    """Read a 3DGS splat, with 0, 9, 24 or 45 `f_rest` properties in any order, binary or ASCII.
+
+    Raises InputError naming the file and the field when it is missing, truncated, not a splat or not finite.
+    +inf opacities and -inf scales are legal (fully opaque, flat) and are made finite.
+    """
+    path = Path(path)
+    names, count = _guard(path)
+    from plyfile import PlyData, PlyParseError
+
+    try:
+        vertex = PlyData.read(str(path))["vertex"]
+    except (PlyParseError, ValueError, OSError, KeyError, MemoryError) as error:
+        raise InputError(path, f"not readable as PLY: {error}") from None
+    degree = REST[sum(name.startswith("f_rest_") for name in names)]
+
+    def read(*properties: str) -> np.ndarray:
+        return np.stack([np.asarray(vertex[p], dtype=np.float32) for p in properties], axis=1)
+
+    sh = read("f_dc_0", "f_dc_1", "f_dc_2")[:, None]
+    if degree:
+        rest = read(*(f"f_rest_{i}" for i in range(3 * ((degree + 1) ** 2 - 1))))
+        sh = np.concatenate([sh, rest.reshape(count, 3, -1).transpose(0, 2, 1)], axis=1)
+    logits, logs = read("opacity")[:, 0], read("scale_0", "scale_1", "scale_2")
+    logits = np.where(np.isposinf(logits), np.float32(30), logits)
+    logs = np.where(np.isneginf(logs), np.float32(-20), logs)
+    arrays = {"x, y, z": read("x", "y", "z"), "rot": read("rot_0", "rot_1", "rot_2", "rot_3")}
+    arrays |= {"scale": logs, "opacity": logits, "f_dc or f_rest": sh}
+    for name, values in arrays.items():
+        bad = int((~np.isfinite(values.reshape(count, -1))).any(axis=1).sum())
+        if bad:
+            raise InputError(path, f"{bad} of {count} Gaussians have a non-finite {name}", "remove those rows")
+    return Gaussians(*(torch.from_numpy(np.ascontiguousarray(values)) for values in arrays.values()))
+
+
+def write_ply(path: str | Path, gaussians: Gaussians) -> None:
+    """Write a 3DGS splat as INRIA's code does, readable by gsplat and the usual viewers; equal input, equal bytes.
+
+    Written aside and renamed. Non-finite values raise ValueError: they would blank a viewer.
+    """
+    from plyfile import PlyData, PlyElement
+
+    g = gaussians.to("cpu", torch.float32)
+    rest = g.sh[:, 1:].transpose(1, 2).flatten(1)
+    names = ["x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2"]
+    names += [f"f_rest_{i}" for i in range(rest.shape[1])] + list(NEEDED[6:])
+    parts = [g.means, torch.zeros_like(g.means), g.sh[:, 0], rest, g.logit_opacities[:, None], g.log_scales, g.quats]
+    body = torch.cat(parts, dim=1)
+    if not torch.isfinite(body).all():
+        raise ValueError(f"{path}: refusing to write non-finite Gaussians")
+    rows = np.ascontiguousarray(body.numpy(), dtype="<f4").view([(name, "<f4") for name in names])[:, 0]
+    with write_aside(path) as temporary:
+        PlyData([PlyElement.describe(rows, "vertex")], byte_order="<").write(str(temporary))
+
+
+def _guard(path: Path) -> tuple[list[str], int]:
+    """Check the header against the file before any parser allocates what it promises; (property names, count)."""
+    cure = "is this a 3DGS splat?"
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(MAX_HEADER)
+    except (OSError, ValueError) as error:
+        raise InputError(path, getattr(error, "strerror", None) or str(error)) from None
+    if not head.startswith(b"ply"):
+        raise InputError(path, "empty file" if not head else "does not begin with 'ply'", cure)
+    end = re.search(rb"(?m)^end_header\r?\n", head)
+    if end is None:
+        raise InputError(path, f"no 'end_header' in the first {MAX_HEADER} bytes", "the file is cut off or not a PLY")
+    lines = head[: end.start()].decode("ascii", errors="replace").split("\n")
+    form, element, count, names, stride = "", "", -1, [], 0
+    for words in (line.split() for line in lines):
+        if words[:1] == ["format"] and len(words) > 1:
+            form = words[1]
+        elif words[:1] == ["element"]:
+            if element:
+                raise InputError(path, f"has a second element '{' '.join(words[1:2])}'", "a splat has only 'vertex'")
+            element = words[1] if len(words) == 3 else "?"
+            count = int(words[2]) if len(words) == 3 and words[2].isdigit() else -1
+        elif words[:1] == ["property"]:
+            if len(words) != 3 or words[1] not in SIZES:
+                raise InputError(path, f"property '{words[-1]}' is a list or of an unknown type", cure)
+            names.append(words[2])
+            stride += SIZES[words[1]]
+    if element != "vertex" or count < 0:
+        raise InputError(path, "no readable 'element vertex COUNT' line", cure)
+    if len(set(names)) != len(names):
+        raise InputError(path, "a property is named twice", cure)
+    missing = [name for name in NEEDED if name not in names]
+    if missing:
+        raise InputError(path, f"property '{missing[0]}' is missing ({len(missing)} in all)", cure)
+    rest = [name for name in names if name.startswith("f_rest_")]
+    if len(rest) not in REST or set(rest) != {f"f_rest_{i}" for i in range(len(rest))}:
+        raise InputError(path, f"{len(rest)} 'f_rest' properties", "0, 9, 24 or 45 are SH degrees 0 to 3")
+    if not 0 < count <= MAX_GAUSSIANS:
+        raise InputError(path, f"promises {count} Gaussians", f"1 to {MAX_GAUSSIANS} are accepted")
+    body = size - end.end()
+    if form.startswith("binary") and body != count * stride:
+        what = "is cut off" if body < count * stride else "has trailing bytes"
+        raise InputError(path, f"{what}: {count} Gaussians need {count * stride} bytes, there are {body}")
+    if form == "ascii" and body < 2 * count * len(names) - 1:
+        raise InputError(path, f"is cut off: {body} bytes cannot hold {count} Gaussians")
+    if form not in ("ascii", "binary_little_endian", "binary_big_endian"):
+        raise InputError(path, f"unknown format '{form}'", cure)
+    return names, count
