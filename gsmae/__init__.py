@@ -21,7 +21,17 @@ _PUBLIC = {
     "load": "zoo",
 }
 
-__all__ = [*_PUBLIC, "__version__"]
+__all__ = [
+    "FIELDS",
+    "FeatureSpec",
+    "Gaussians",
+    "__version__",
+    "denormalize",
+    "load",
+    "normalize",
+    "read_ply",
+    "write_ply",
+]
 
 if TYPE_CHECKING:
     from .features import FeatureSpec, denormalize, normalize

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .errors import GsmaeError, InputError, nearest_name
+from .errors import InputError, nearest_name
 from .files import write_aside
 
 C = TypeVar("C", bound="Config")
@@ -69,6 +69,3 @@ def _explain(cls: type[BaseModel], error: Any) -> str:
     return (
         f"unknown key '{where}' ({nearest_name(str(error['loc'][-1]), known)})" if known else f"unknown key '{where}'"
     )
-
-
-__all__ = ["Config", "GsmaeError", "digest", "from_mapping", "from_yaml", "to_yaml"]

@@ -9,6 +9,7 @@ from pydantic import field_validator
 from torch import Tensor
 
 from .config import Config
+from .errors import GsmaeError
 from .gaussians import FIELDS, SH_DC, WIDTH, Gaussians, columns, unit_quats
 
 ALL = tuple(FIELDS)
@@ -30,7 +31,10 @@ class FeatureSpec(Config):
     @field_validator("embed", "group", "normalize")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        columns(names)  # raises on an unknown field
+        try:
+            columns(names)
+        except GsmaeError as error:
+            raise ValueError(str(error)) from None  # pydantic collects only these
         return tuple(name for name in FIELDS if name in names)
 
     @field_validator("embed", "normalize")
