@@ -1,0 +1,81 @@
+"""Builds csrc/ into plain shared libraries that gsmae.ops.native loads with ctypes; the rest is in pyproject.toml.
+
+Nothing here may fail an install: without a C++ compiler (or without OpenMP) the package still works, on the plain
+torch twins in gsmae.ops.reference. The libraries use no Python headers, so one build serves every Python version.
+"""
+
+import platform
+import warnings
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+SOURCES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*.cpp"))
+DEPENDS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*.h")) + ["setup.py"]
+
+# No -ffast-math: the kernels test for NaN, and sums must be taken in the order they are written.
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-Wall",
+    "-Wextra",
+]
+VARIANTS = {"baseline": []}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    VARIANTS["avx2"] = ["-mavx2", "-mfma"]
+
+
+class BuildKernels(build_ext):
+    """Compiles each variant with OpenMP, else without; a failure is a warning and a missing file."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split("."))) + ".so"
+
+    def build_extension(self, ext: Extension) -> None:
+        variant = ext.name.rpartition("_")[2]
+        target = Path(self.get_ext_fullpath(ext.name))
+        files = [Path(name) for name in [*ext.sources, *ext.depends]]
+        if not self.force and target.exists() and all(f.stat().st_mtime < target.stat().st_mtime for f in files):
+            return
+        for openmp in (["-fopenmp"], []):
+            try:
+                self.compile_variant(ext, target, [*FLAGS, *VARIANTS[variant], *openmp], openmp)
+                return
+            except Exception as error:  # distutils has no single base class for "the compiler did not work"
+                warnings.warn(f"{ext.name}: {' '.join(openmp) or 'without OpenMP'}: {error}", stacklevel=1)
+        target.unlink(missing_ok=True)
+        warnings.warn(f"{ext.name} was not built: gsmae will use its slower plain torch operations", stacklevel=1)
+
+    def compile_variant(self, ext: Extension, target: Path, flags: list[str], link: list[str]) -> None:
+        folder = Path(self.build_temp) / target.stem
+        objects = self.compiler.compile(
+            ext.sources, output_dir=str(folder), extra_postargs=flags, depends=[*ext.sources, *ext.depends]
+        )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.compiler.link_shared_object(
+            objects, str(target), extra_postargs=link, build_temp=str(folder), target_lang="c++"
+        )
+
+
+class PlatformWheel(bdist_wheel):
+    """The wheel depends on the platform, not on the Python version."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(
+    ext_modules=[
+        Extension(f"gsmae.ops.native._kernels_{variant}", SOURCES, depends=DEPENDS, language="c++", optional=True)
+        for variant in VARIANTS
+    ],
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
+)
