@@ -1,0 +1,88 @@
+"""Centres and neighbourhoods: the groups of Gaussians that become tokens (paper, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from .gaussians import columns
+from .ops.reference.points import farthest_points, nearest
+
+
+@dataclass(frozen=True)
+class Groups:
+    """B splats cut into G overlapping groups of K Gaussians.
+
+    points   [B, G, K, 14]  nearest to the centre first; the means are relative to the centre, all else is absolute
+    centers  [B, G, 14]     the central Gaussians as they were
+    indices  [B, G, K]      rows of the input, int64; the centre (or a duplicate of lower index) comes first
+    """
+
+    points: Tensor
+    centers: Tensor
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def to(self, device, non_blocking: bool = False) -> Groups:
+        """The same groups on another device."""
+        return Groups(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
+
+
+@torch.no_grad()
+def group(points: Tensor, by: Iterable[str], groups: int, size: int) -> Groups:
+    """Farthest point sampling, first index 0, then the nearest neighbours, both over the columns of the fields `by`.
+
+    points  [B, N, 14]  feature columns (`gsmae.features.normalize`)
+    by      names of fields, as in `FeatureSpec.group`
+    groups  G, at most N
+    size    K, at most N
+    Raises ValueError where N is too small.
+    """
+    chosen = columns(by)
+    space = points[..., chosen].contiguous()
+    center_indices = farthest_points(space, groups)
+    indices = nearest(rows(space, center_indices), space, size)
+    centers, members = rows(points, center_indices), rows(points, indices)
+    relative = members[..., :3] - centers[:, :, None, :3]
+    return Groups(torch.cat([relative, members[..., 3:]], dim=-1), centers, indices)
+
+
+def rows(values: Tensor, indices: Tensor) -> Tensor:
+    """Rows by index: [B, N, ...] and [B, ...] int64 -> [B, ..., ...]."""
+    batch = torch.arange(len(values), device=values.device).reshape(-1, *[1] * (indices.ndim - 1))
+    return values[batch, indices]
+
+
+def masked_count(groups: int, ratio: float) -> int:
+    """How many of the groups a ratio masks, rounded down; at least one is masked and at least one is not."""
+    return min(max(int(ratio * groups), 1), groups - 1)
+
+
+def random_mask(batch: int, groups: int, ratio: float, generator: torch.Generator) -> Tensor:
+    """Mask the same number of randomly chosen groups in every sample.
+
+    returns  [B, G] bool on the generator's device, True = masked; `masked_count` of them per row
+    """
+    noise = torch.rand(batch, groups, generator=generator, device=generator.device)
+    return _mark(noise.argsort(dim=1)[:, : masked_count(groups, ratio)], groups)
+
+
+def block_mask(centers: Tensor, ratio: float, generator: torch.Generator) -> Tensor:
+    """Mask one contiguous block per sample: the groups nearest to a randomly chosen centre (Point-BERT).
+
+    centers  [B, G, >= 3], positions first
+    returns  [B, G] bool on the device of the centres, True = masked; `masked_count` of them per row
+    """
+    batch, groups = centers.shape[:2]
+    seed = torch.randint(groups, (batch, 1), generator=generator, device=generator.device).to(centers.device)
+    means = centers[..., :3].contiguous()
+    return _mark(nearest(rows(means, seed), means, masked_count(groups, ratio))[:, 0], groups)
+
+
+def _mark(indices: Tensor, groups: int) -> Tensor:
+    return torch.zeros(len(indices), groups, dtype=torch.bool, device=indices.device).scatter(1, indices, True)
