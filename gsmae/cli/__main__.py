@@ -1,0 +1,5 @@
+import sys
+
+from gsmae.cli import main
+
+sys.exit(main())

@@ -1,0 +1,229 @@
+"""A collection of meshes -> a folder of splats, one record per object, whatever happens to some of them."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from gsmae.config import digest
+from gsmae.errors import GsmaeError, InputError
+from gsmae.files import read_json, sha256, sweep, write_json
+
+from .engines import ENGINES
+from .profiles import BuildConfig
+from .sources import SOURCES, MeshItem, detect, skipped
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+VERSION = 1  # raise when the same configuration would give other splats
+FRAME = "z-up: an OBJ's (x, y, z) is (x, -z, y) here, as in the released splats"
+Parts = dict[str, dict[str, list[str]]]  # category -> part -> patterns of material and group names
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build ended with; `failures` counts the failed objects by stage and reason."""
+
+    out: str
+    objects: int
+    done: int
+    failed: int
+    already: int
+    seconds: float
+    gaussians: int
+    psnr: float
+    failures: dict[str, int]
+
+
+def build(
+    root: str | Path,
+    out: str | Path,
+    config: BuildConfig,
+    *,
+    source: str = "auto",
+    parts: Parts | None = None,
+    engine: str = "local",
+    workers: int = 1,
+    limit: int = 0,
+    seed: int = 0,
+    retry: bool = False,
+) -> BuildReport:
+    """Build every object of `root` that is not built yet; safe to interrupt and to run again.
+
+    root     a ShapeNet or ModelNet tree, or any folder of meshes by category
+    limit    only the first so many objects, 0 = all
+    retry    also objects that failed before
+    Raises InputError where nothing can be built, or `out` holds a build of another configuration.
+    """
+    root, out = Path(root), Path(out)
+    start = time.monotonic()
+    name = detect(root) if source == "auto" else source
+    items = list(SOURCES[name](root))
+    if limit:
+        items = items[:limit]
+    identity = digest(config, {"parts": parts or {}, "seed": seed, "version": VERSION})
+    with _only_builder(out):
+        _open(out, identity, config, parts or {}, name, root, seed)
+        for stray in skipped(root):
+            record = _blank(MeshItem(f"skipped/{stray.path.name}", stray.path, "", ""), identity, seed)
+            log.warning("%s: %s", stray.path, stray.reason)
+            path = out / "records" / "skipped" / f"{_slug(str(stray.path.relative_to(root)))}.json"
+            write_json(path, {**record, "status": "failed", "stage": "source", "reason": stray.reason})
+        old = {item.uid: finished(out, item, identity) for item in items}
+        todo = [i for i in items if (r := old[i.uid]) is None or (retry and r["status"] == "failed")]
+        records = {uid: record for uid, record in old.items() if record is not None}
+        already = len(items) - len(todo)
+        bar = tqdm(total=len(items), initial=already, desc="build", unit="object", smoothing=0.05)
+        work = partial(build_object, out=out, config=config, parts=parts or {}, identity=identity, seed=seed)
+        for item, result in ENGINES[engine](work, todo, workers):
+            if isinstance(result, Exception):
+                result = _commit_failure(out, item, identity, seed, "process", result)
+            records[item.uid] = result
+            bar.update()
+            failed = sum(r["status"] == "failed" for r in records.values())
+            bar.set_postfix_str(f"{item.uid}{f', {failed} failed' if failed else ''}")
+        bar.close()
+    ours = [records[item.uid] for item in items]
+    good = [r for r in ours if r["status"] == "done"]
+    return BuildReport(
+        out=str(out),
+        objects=len(items),
+        done=len(good),
+        failed=len(ours) - len(good),
+        already=already,
+        seconds=round(time.monotonic() - start, 1),
+        gaussians=sum(r["gaussians"] for r in good),
+        psnr=round(sum(r["psnr"] for r in good) / len(good), 2) if good else 0.0,
+        failures=dict(Counter(f"{r['stage']}: {r['reason']}" for r in ours if r["status"] == "failed")),
+    )
+
+
+def build_object(
+    item: MeshItem, out: Path, config: BuildConfig, parts: Parts, identity: str, seed: int
+) -> dict[str, Any]:
+    """One object from mesh to committed record; a failure is a record too, with stage and reason."""
+    from .objects import make  # torch and the renderers load in the worker, not in the parent's start
+
+    stage = ""
+
+    def entered(name: str) -> None:
+        nonlocal stage
+        stage = name
+
+    start = time.monotonic()
+    try:
+        made = make(item, out, config, parts.get(item.category, {}), object_seed(seed, item.uid), entered)
+    except Exception as error:
+        return _commit_failure(out, item, identity, seed, stage, error)
+    record = {**_blank(item, identity, seed), "status": "done", **made, "seconds": round(time.monotonic() - start, 2)}
+    write_json(_record(out, item), record)
+    return record
+
+
+def finished(out: Path, item: MeshItem, identity: str) -> dict[str, Any] | None:
+    """The record of an object that need not be built again, or None.
+
+    It counts when it was made with the same configuration from a mesh file of the same size and its splat is there in
+    full length; `gsmae check` compares hashes.
+    """
+    path = _record(out, item)
+    if not path.exists():
+        return None
+    try:
+        record = read_json(path)
+        if record["config_hash"] != identity:
+            return None
+        if record["status"] == "failed":
+            return record
+        splat = out / "splats" / f"{item.uid}.ply"
+        same = splat.stat().st_size == record["bytes"] and item.path.stat().st_size == record["mesh_bytes"]
+        return record if same else None
+    except (InputError, KeyError, TypeError, OSError):
+        return None
+
+
+def object_seed(seed: int, uid: str) -> int:
+    """A seed of its own for each object, the same wherever and in whichever order it is built."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{uid}".encode()).digest()[:4], "big")
+
+
+def _blank(item: MeshItem, identity: str, seed: int) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA, "uid": item.uid, "category": item.category, "split": item.split, "status": "failed",
+        "reason": "", "stage": "", "mesh": str(item.path), "mesh_sha256": "", "mesh_bytes": 0, "mesh_to_splat": None,
+        "gaussians": 0, "psnr": None, "ssim": None, "psnr_val": None, "iterations": 0, "seconds": 0.0, "seed": seed,
+        "config_hash": identity, "sha256": "", "bytes": 0, "part_names": [], "warnings": [],
+    }  # fmt: skip
+
+
+def _commit_failure(
+    out: Path, item: MeshItem, identity: str, seed: int, stage: str, error: Exception
+) -> dict[str, Any]:
+    known = isinstance(error, GsmaeError | FloatingPointError)
+    reason = str(error) if known else f"{type(error).__name__}: {error}"
+    record = {**_blank(item, identity, seed), "reason": reason, "stage": stage}
+    if not known:
+        record["traceback"] = "".join(traceback.format_exception(error))
+    if item.path.is_file():
+        record |= {"mesh_sha256": sha256(item.path), "mesh_bytes": item.path.stat().st_size}
+    (out / "splats" / f"{item.uid}.ply").unlink(missing_ok=True)
+    write_json(_record(out, item), record)
+    return record
+
+
+def _record(out: Path, item: MeshItem) -> Path:
+    return out / "records" / f"{item.uid}.json"
+
+
+def _open(out: Path, identity: str, config: BuildConfig, parts: Parts, source: str, root: Path, seed: int) -> None:
+    """Write build.json, or find that this folder belongs to another configuration."""
+    path = out / "build.json"
+    if path.exists():
+        before = read_json(path)
+        if before.get("config_hash") != identity:
+            raise InputError(
+                out,
+                f"holds a build with another configuration ({before.get('config_hash')}, now {identity})",
+                "choose another --out, or remove this folder",
+            )
+    sweep(out)
+    write_json(
+        path,
+        {"schema": SCHEMA, "frame": FRAME, "source": source, "root": str(root), "seed": seed,
+         "config_hash": identity, "config": config.model_dump(mode="json"), "part_patterns": parts},
+    )  # fmt: skip
+    if parts:
+        write_json(out / "parts.json", {category: list(names) for category, names in sorted(parts.items())})
+
+
+@contextmanager
+def _only_builder(out: Path) -> Iterator[None]:
+    """Refuse a second builder on the same folder; the lock goes with the process, however it ends."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("w")
+    except OSError as error:
+        raise InputError(out, f"cannot be written: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(out, "another build is at work in this folder", "wait for it, or stop it") from None
+        yield
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)

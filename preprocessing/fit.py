@@ -1,0 +1,194 @@
+"""Views -> splat: 3D Gaussian splatting of one object from surface samples (Kerbl et al. 2023; paper, section 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from gsmae import ops
+from gsmae.config import Config
+from gsmae.gaussians import SH_DC, Gaussians
+
+from .cameras import Cameras
+from .density import Growth
+from .meshes import SurfaceSamples
+from .quality import evaluate
+
+
+class FitConfig(Config):
+    """How one object is optimised. Rates are for objects in the unit sphere."""
+
+    iterations: int = 700
+    """optimisation steps, one view each"""
+    initial: int = 5000
+    """Gaussians at the start, samples of the mesh surface"""
+    cap: int = 12000
+    """most Gaussians at any time"""
+    sh_degree: int = 0
+    """degree of the spherical harmonics, 0 to 3; the light is fixed in the world, so 0 serves matt objects"""
+    sh_every: int = 1000
+    """steps after which one more degree of the harmonics is freed"""
+    lr_means: float = 1e-3
+    """rate of the centres at the start, in units of the object's radius"""
+    lr_means_end: float = 1e-5
+    """rate of the centres at the end; exponential in between"""
+    lr_sh: float = 1e-2
+    """rate of the base colour; higher harmonics get a twentieth"""
+    lr_opacities: float = 5e-2
+    """rate of the opacity logits"""
+    lr_scales: float = 1e-2
+    """rate of the logarithms of the scales"""
+    lr_quats: float = 5e-3
+    """rate of the quaternions"""
+    ssim_weight: float = 0.2
+    """share of 1 - SSIM in the loss; the rest is L1"""
+    grow_from: float = 0.05
+    """share of the schedule at which densification begins"""
+    grow_until: float = 0.6
+    """share of the schedule at which densification ends"""
+    grow_every: int = 50
+    """steps between two densifications"""
+    grow_gradient: float = 1e-4
+    """mean screen-space gradient (in units of half the picture) above which a Gaussian is cloned or split"""
+    split_scale: float = 0.02
+    """Gaussians larger than this are split, smaller ones cloned"""
+    opacity_floor: float = 0.005
+    """Gaussians fainter than this are removed at each densification"""
+    opacity_reset_every: int = 0
+    """steps between two resets of the opacities to 0.01; 0 = never"""
+    prune_at: tuple[float, ...] = ()
+    """shares of the schedule at which the least important Gaussians are removed"""
+    prune_share: float = 0.6
+    """share removed at each of these points (paper: 60 %)"""
+    val_every: int = 100
+    """steps between two looks at the validation views"""
+    patience: int = 3
+    """looks without progress after which the fit stops early"""
+    min_gain: float = 0.05
+    """decibels on the validation views that count as progress"""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted splat: the state that was best on the validation views, and how it came about."""
+
+    gaussians: Gaussians
+    iterations: int
+    psnr_val: float
+    history: tuple[dict[str, float], ...]
+
+
+def fit(
+    images: np.ndarray,
+    cameras: Cameras,
+    val_images: np.ndarray,
+    val_cameras: Cameras,
+    samples: SurfaceSamples,
+    config: FitConfig,
+    seed: int,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> Fit:
+    """Optimise a splat until it shows what the views show, or the validation views stop improving.
+
+    images       [V, H, W, 3] uint8, the training views, on white
+    val_images   a few others: they decide when to stop and which state is kept, nothing else
+    samples      surface points, the first `config.initial` of which become Gaussians
+    Same seed, same bytes on the CPU, whatever the number of threads.
+    Raises FloatingPointError when the loss is not finite three times in a row.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.from_numpy(images)
+    viewmats, intrinsics = torch.from_numpy(cameras.viewmats), torch.from_numpy(cameras.Ks)
+    white = torch.ones(3)
+    state = Growth(initialise(samples, config), config, cameras.width, generator)
+    decay = (config.lr_means_end / config.lr_means) ** (1 / max(config.iterations, 1))
+    best, best_psnr, history, stale, bad = None, -math.inf, [], 0, 0
+    order: list[int] = []
+
+    def look(step: int) -> None:
+        nonlocal best, best_psnr, stale
+        now = state.gaussians()
+        psnr = evaluate(now, val_cameras, val_images).psnr
+        stale = 0 if psnr > best_psnr + config.min_gain else stale + 1
+        if psnr > best_psnr:
+            best, best_psnr = now, psnr
+        history.append({"step": step, "psnr_val": psnr, "gaussians": len(now)})
+
+    step = 0
+    for step in range(1, config.iterations + 1):
+        if not order:
+            order = torch.randperm(len(targets), generator=generator).tolist()
+        view = order.pop()
+        p = state.parameters
+        offsets = torch.zeros(1, len(p["means"]), 2, requires_grad=True)
+        bands = (min(config.sh_degree, step // config.sh_every) + 1) ** 2
+        sh = torch.cat([p["sh0"], p["shN"][:, : bands - 1]], dim=1)
+        picture, _ = ops.rasterize(
+            p["means"], p["quats"], p["log_scales"].exp(), p["logit_opacities"].sigmoid(), sh,
+            viewmats[view : view + 1], intrinsics[view : view + 1], cameras.width, cameras.height, white, offsets,
+        )  # fmt: skip
+        loss = ops.l1_ssim(picture, targets[view : view + 1].float() / 255, config.ssim_weight)
+        if not torch.isfinite(loss):
+            bad += 1
+            if bad == 3:
+                raise FloatingPointError(f"the loss was not finite at step {step} and the two before")
+            continue
+        bad = 0
+        loss.backward()
+        state.update(offsets.grad, lr_means=config.lr_means * decay**step)
+        state.grow(step, lambda g: importance(g, cameras))
+        if step % config.val_every == 0:
+            look(step)
+            settled = step > config.iterations * max(config.grow_until, *config.prune_at, 0)
+            if settled and stale >= config.patience:
+                break
+        on_step(step)
+    if not history or history[-1]["step"] != step:
+        look(step)
+    assert best is not None
+    return Fit(best, step, best_psnr, tuple(history))
+
+
+def initialise(samples: SurfaceSamples, config: FitConfig) -> Gaussians:
+    """One Gaussian per surface sample: flat along the normal, as wide as the distance to its neighbours."""
+    n = min(config.initial, len(samples.points))
+    points = np.asarray(samples.points[:n], dtype=np.float64)
+    near = cKDTree(points).query(points, k=min(4, n))[0][:, 1:] if n > 1 else np.full((n, 1), 0.02)
+    width = np.sqrt((near**2).mean(axis=1)).clip(1e-4, 0.2)
+    scales = torch.from_numpy(width).float()[:, None].repeat(1, 3)
+    scales[:, 2] *= 0.3
+    sh = torch.zeros(n, (config.sh_degree + 1) ** 2, 3)
+    sh[:, 0] = (torch.from_numpy(samples.colors[:n]).float() / 255 - 0.5) / SH_DC
+    return Gaussians.from_used(
+        torch.from_numpy(points).float(), _facing(torch.from_numpy(samples.normals[:n]).float()), scales,
+        torch.full((n,), 0.5), sh,
+    )  # fmt: skip
+
+
+def importance(gaussians: Gaussians, cameras: Cameras) -> Tensor:
+    """Contribution summed over all views and pixels, times relative volume^0.1, [N] (LightGaussian, eq. 5).
+
+    The reference volume is the one at rank 90 % of the descending order, as in its released code.
+    """
+    g = gaussians
+    seen = ops.contributions(
+        g.means, g.quats, g.scales, g.opacities, g.sh,
+        torch.from_numpy(cameras.viewmats), torch.from_numpy(cameras.Ks), cameras.width, cameras.height, torch.ones(3),
+    )  # fmt: skip
+    volume = g.scales.prod(dim=1)
+    reference = volume.sort(descending=True).values[int(0.9 * (len(volume) - 1))].clamp_min(1e-30)
+    return seen * (volume / reference) ** 0.1
+
+
+def _facing(normals: Tensor) -> Tensor:
+    """Quaternions wxyz [N, 4] that turn the z axis onto each unit normal [N, 3]."""
+    x, y, z = normals.unbind(1)
+    quats = torch.stack([1 + z, -y, x, torch.zeros_like(z)], dim=1)
+    flipped = torch.tensor([0.0, 1.0, 0.0, 0.0]).expand_as(quats)
+    return torch.nn.functional.normalize(torch.where(z[:, None] > -0.9999, quats, flipped), dim=1)

@@ -1,0 +1,94 @@
+"""One object: mesh -> views -> splat, with everything that is kept about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gsmae.errors import InputError
+from gsmae.files import sha256, write_aside
+from gsmae.ply import write_ply
+
+from .cameras import test_cameras, train_cameras, val_cameras
+from .fit import fit
+from .meshes import load_mesh, part_labels, sample_surface
+from .profiles import BuildConfig
+from .quality import Quality, evaluate
+from .render import render_views
+from .sources import MeshItem
+
+THUMBNAIL = 200  # pixels
+
+
+def make(
+    item: MeshItem,
+    out: Path,
+    config: BuildConfig,
+    patterns: dict[str, list[str]],
+    seed: int,
+    entered: Callable[[str], None],
+) -> dict[str, Any]:
+    """Build one object and write its splat, its surface points and its picture; returns its part of the record.
+
+    patterns  part -> patterns of material and group names, for this category
+    entered   is told each stage: load, render, fit, quality, write
+    Raises InputError for a mesh that cannot be used or a splat that is not good enough.
+    """
+    entered("load")
+    mesh = load_mesh(item.path)
+    samples = sample_surface(mesh, max(config.fit.initial, config.surface_points), seed)
+
+    entered("render")
+    size = config.resolution
+    rigs = {
+        "train": train_cameras(config.rig, config.views, size),
+        "val": val_cameras(config.val_views, size),
+        "test": test_cameras(config.test_views, size),
+    }
+    views = {name: render_views(mesh, cameras, config.supersample).images for name, cameras in rigs.items()}
+
+    entered("fit")
+    result = fit(views["train"], rigs["train"], views["val"], rigs["val"], samples, config.fit, seed)
+
+    entered("quality")
+    quality = evaluate(result.gaussians, rigs["test"], views["test"])
+    _picture(out / "views" / f"{item.uid}.png", views["test"], quality)
+    if quality.psnr < config.min_psnr:
+        raise InputError(
+            item.path, f"rejected: {quality.psnr:.1f} dB on the test views, {config.min_psnr:g} are asked for"
+        )
+
+    entered("write")
+    kept = slice(0, config.surface_points)
+    parts = part_labels(mesh, samples.faces[kept], patterns)
+    with write_aside(out / "points" / f"{item.uid}.npz") as path, path.open("wb") as file:
+        np.savez_compressed(
+            file, points=samples.points[kept].astype(np.float32), normals=samples.normals[kept].astype(np.float32),
+            colors=samples.colors[kept], parts=parts.astype(np.int16),
+        )  # fmt: skip
+    splat = out / "splats" / f"{item.uid}.ply"
+    write_ply(splat, result.gaussians)
+    return {
+        "mesh_sha256": mesh.sha256, "mesh_bytes": item.path.stat().st_size,
+        "mesh_to_splat": np.asarray(mesh.mesh_to_splat).tolist(), "gaussians": len(result.gaussians),
+        "psnr": round(quality.psnr, 3), "ssim": round(quality.ssim, 4), "psnr_val": round(result.psnr_val, 3),
+        "iterations": result.iterations, "sha256": sha256(splat), "bytes": splat.stat().st_size,
+        "part_names": list(patterns), "warnings": list(mesh.warnings),
+    }  # fmt: skip
+
+
+def _picture(path: Path, images: np.ndarray, quality: Quality) -> None:
+    """mesh | splat | error (four times enlarged, dark is good) of the first test view, for people."""
+    mesh = images[0].astype(np.float32)
+    splat = quality.pictures[0].numpy() * 255
+    error = (np.abs(mesh - splat) * 4).clip(0, 255)
+    row = np.concatenate([mesh, splat, error], axis=1).round().astype(np.uint8)
+    picture = Image.fromarray(row)
+    if picture.height > THUMBNAIL:
+        picture = picture.resize((3 * THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    with write_aside(path) as temporary:
+        picture.save(temporary, format="PNG", optimize=True)

@@ -1,0 +1,48 @@
+"""How well a splat shows its object, on views that it was not fitted to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gsmae import ops
+from gsmae.gaussians import Gaussians
+from gsmae.render import render
+
+from .cameras import Cameras
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Means over the views of PSNR (dB) and SSIM, and the pictures that they were computed from.
+
+    pictures  [V, H, W, 3] in 0..1, what the splat shows
+    """
+
+    psnr: float
+    ssim: float
+    pictures: Tensor
+
+
+def evaluate(gaussians: Gaussians, cameras: Cameras, images: np.ndarray) -> Quality:
+    """Compare a splat with views of the mesh; PSNR is the mean over views, each against white.
+
+    images  [V, H, W, 3] uint8
+    """
+    targets = torch.from_numpy(images).float() / 255
+    viewmats, intrinsics = torch.from_numpy(cameras.viewmats), torch.from_numpy(cameras.Ks)
+    pictures = render(gaussians, viewmats, intrinsics, cameras.width, cameras.height)
+    return Quality(float(psnr(pictures, targets).mean()), float(ops.ssim(pictures, targets).mean()), pictures)
+
+
+def psnr(pictures: Tensor, targets: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio per view in dB; equal pictures give 100.
+
+    pictures, targets  [V, H, W, 3] in 0..1
+    returns            [V]
+    """
+    error = (pictures - targets).square().flatten(1).mean(dim=1)
+    return -10 * error.clamp_min(1e-10).log10()
