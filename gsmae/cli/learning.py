@@ -1,0 +1,270 @@
+"""pretrain, finetune, evaluate: from shards to checkpoints and numbers."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from gsmae import recipes, zoo
+from gsmae.config import Config, digest, from_mapping, from_yaml, to_yaml
+from gsmae.errors import InputError
+from gsmae.features import FeatureSpec
+from gsmae.files import read_json, write_json
+from gsmae.tasks import TASKS, Segment
+from gsmae.training import TrainConfig, train
+
+from .verb import Arguments, Flag, Outcome, parse, plain, preset
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class PretrainArguments(Arguments):
+    """Pretrain a Gaussian-MAE on the training split of a pack; the validation split picks the best checkpoint."""
+
+    data: tyro.conf.Positional[Path]
+    """folder written by `gsmae pack`"""
+    out: Path
+    """run folder; an unfinished run in it goes on"""
+    recipe: Literal["tiny", "small", "base"] = "base"
+    """named defaults for everything under --run; base is the paper"""
+    config: Path | None = None
+    """YAML with values for --run, as in the config.yaml of another run; flags win over it"""
+    device: Device = "auto"
+    """auto: a GPU if there is one"""
+    run: recipes.PretrainRun = recipes.PretrainRun()
+
+
+class ClassifyArguments(Arguments):
+    """Fine-tune (or, without --init, train from scratch) a classifier of whole objects."""
+
+    data: tyro.conf.Positional[Path]
+    """folder written by `gsmae pack`"""
+    out: Path
+    """run folder; an unfinished run in it goes on"""
+    init: Path | None = None
+    """run whose encoder and FeatureSpec to begin with; without it: random weights"""
+    recipe: Literal["tiny", "small", "base"] = "base"
+    """named defaults for everything under --run; base is the paper"""
+    config: Path | None = None
+    """YAML with values for --run, as in the config.yaml of another run; flags win over it"""
+    device: Device = "auto"
+    """auto: a GPU if there is one"""
+    run: recipes.ClassifyRun = recipes.ClassifyRun()
+
+
+class SegmentArguments(Arguments):
+    """Fine-tune (or, without --init, train from scratch) a part segmenter of labelled surface points."""
+
+    data: tyro.conf.Positional[Path]
+    """folder written by `gsmae pack`"""
+    out: Path
+    """run folder; an unfinished run in it goes on"""
+    init: Path | None = None
+    """run whose encoder and FeatureSpec to begin with; without it: random weights"""
+    recipe: Literal["tiny", "small", "base"] = "base"
+    """named defaults for everything under --run; base is the paper"""
+    config: Path | None = None
+    """YAML with values for --run, as in the config.yaml of another run; flags win over it"""
+    device: Device = "auto"
+    """auto: a GPU if there is one"""
+    run: recipes.SegmentRun = recipes.SegmentRun()
+
+
+FINETUNE: dict[str, type[ClassifyArguments] | type[SegmentArguments]] = {
+    "classify": ClassifyArguments,
+    "segment": SegmentArguments,
+}
+
+
+def pretrain(argv: list[str]) -> Outcome:
+    """gsmae pretrain"""
+    a = _parse(PretrainArguments, "pretrain", "pretrain", argv)
+    return _run(a, "pretrain", a.run.spec, a.run.model, None)
+
+
+def finetune(argv: list[str]) -> Outcome:
+    """gsmae finetune classify|segment"""
+    if not argv or argv[0] in ("-h", "--help"):
+        lines = ["usage: gsmae finetune TASK DATA --out RUN [OPTIONS]      gsmae finetune TASK --help", ""]
+        lines += [f"  {name:<10} {cls.__doc__}" for name, cls in FINETUNE.items()]
+        return Outcome({}, 0, False, lines)
+    if argv[0] not in FINETUNE:
+        from gsmae.errors import nearest_name
+
+        return Outcome({}, 2, False, [f"gsmae finetune: unknown task '{argv[0]}': {nearest_name(argv[0], FINETUNE)}"])
+    task = argv[0]
+    a = _parse(FINETUNE[task], f"finetune {task}", task, argv[1:])
+    init = zoo.load_trained(a.init) if a.init else None
+    spec = init.spec if init else a.run.spec
+    model = a.run.model
+    if init:
+        model = model.model_copy(update={"encoder": init.model.encoder.config})
+    return _run(a, task, spec, model, init)
+
+
+class EvaluateArguments(Arguments):
+    """Measure the best checkpoint of a run on one split. The test split is read once: the result is kept in the run,
+    shown again when asked again, and only --again reads it a second time."""
+
+    run: tyro.conf.Positional[Path]
+    """run folder, or one checkpoint"""
+    data: tyro.conf.Positional[Path]
+    """folder written by `gsmae pack`"""
+    split: Literal["train", "val", "test"] = "test"
+    """which objects"""
+    again: Flag = False
+    """read the split again although a result is kept"""
+    device: Device = "auto"
+    """auto: a GPU if there is one"""
+
+
+def evaluate(argv: list[str]) -> Outcome:
+    """gsmae evaluate"""
+    from data.batches import batches
+    from data.datasets import SplatDataset
+
+    a = parse(EvaluateArguments, "evaluate", argv)
+    found = zoo.load_trained(a.run)
+    dataset = SplatDataset(a.data, split=a.split)
+    _same_names(found, dataset, a.data)
+    kept = found.path.parent / f"evaluation_{a.split}.json"
+    identity = {"checkpoint": found.path.name, "data": dataset.config_hash, "split": a.split}
+    if kept.exists() and not a.again:
+        before = read_json(kept)
+        if {k: before.get(k) for k in identity} == identity:
+            return _numbers({**before, "read": "kept result"}, a.as_json)
+        if a.split == "test":
+            raise InputError(
+                kept,
+                f"the test split was read before, by {before.get('checkpoint')} on {before.get('data')}",
+                "choose models on val; --again reads test once more",
+            )
+    config = from_mapping(TrainConfig, found.state["train"], found.path / "state.json")
+    device = _device(a.device)
+    stream = batches(
+        dataset, found.spec, batch_size=config.batch_size, gaussians=config.gaussians, seed=config.seed,
+        shuffle=False, augment=False, queries="all" if found.task == "segment" else None,
+    )  # fmt: skip
+    with torch.no_grad():
+        task = _task(found.task, dataset)
+        metrics = task.evaluate(found.model.to(device), (b.to(device) for b in stream.epoch(0)))
+    result = {**identity, "task": found.task, "classes": list(dataset.class_names), **metrics}
+    write_json(kept, result)
+    return _numbers({**result, "read": "now"}, a.as_json)
+
+
+def _parse(cls: type, verb: str, task: str, argv: list[str]) -> Any:
+    """Recipe first, then the YAML file, then the flags."""
+    name = preset(argv, "--recipe", recipes.RECIPES[task], "base")
+    run = recipes.RECIPES[task][name]
+    for here, following in zip(argv, [*argv[1:], ""], strict=True):
+        if here == "--config" or here.startswith("--config="):
+            run = from_yaml(type(run), here.partition("=")[2] or following)
+    defaults = {k: f.default for k, f in cls.model_fields.items() if not f.is_required()}
+    required = {k: tyro.MISSING for k, f in cls.model_fields.items() if f.is_required()}
+    return parse(cls, verb, argv, cls.model_construct(**{**defaults, **required, "run": run}))
+
+
+def _run(a: Any, name: str, spec: FeatureSpec, model_config: Any, init: zoo.Trained | None) -> Outcome:
+    """Train one task and say how it ended."""
+    from data.batches import batches
+    from data.datasets import SplatDataset
+
+    sets = {split: SplatDataset(a.data, split=split) for split in ("train", "val")}
+    dataset, device, config = sets["train"], _device(a.device), a.run.train
+    if name == "classify":
+        model_config = model_config.model_copy(update={"classes": len(dataset.class_names)})
+    if name == "segment":
+        parts = {"parts": len(dataset.part_names), "categories": len(dataset.class_names)}
+        if not parts["parts"]:
+            raise InputError(a.data, "has no part labels", "build with --parts FILE and pack again")
+        model_config = model_config.model_copy(update=parts)
+    task = _task(name, dataset)
+    model = TASKS[name].model(model_config, spec, generator=torch.Generator().manual_seed(config.seed))
+    if init:
+        _load_encoder(model, init)
+    header = {
+        "task": name, "spec": spec.model_dump(mode="json"), "model": model_config.model_dump(mode="json"),
+        "classes": list(dataset.class_names), "parts": list(dataset.part_names),
+        "data": {"path": str(a.data), "hash": dataset.config_hash},
+        "init": str(init.path) if init else None, "versions": _versions(),
+    }  # fmt: skip
+    whole = type(a.run)(spec=spec, model=model_config, train=config)
+    _open_run(a.out, whole, header)
+    queries = "labelled" if name == "segment" else None
+    streams = {
+        split: batches(
+            sets[split], spec, batch_size=config.batch_size, gaussians=config.gaussians, seed=config.seed,
+            shuffle=split == "train", augment=split == "train" and config.augment,
+            queries=queries if split == "train" else queries and "all",
+        )
+        for split in sets
+    }  # fmt: skip
+    report = train(task, model, streams["train"], streams["val"], config, a.out, header, device)
+    write_json(a.out / "summary.json", plain(report))
+    numbers = {k: round(v, 4) for k, v in report.metrics.items() if isinstance(v, float)}
+    lines = [
+        f"{report.run}: {report.steps} steps, {report.trained_parameters:,} of {report.parameters:,} parameters "
+        f"trained in {report.seconds} s; best on val: {report.best}"
+    ]
+    lines += [f"  {k}: {v}" for k, v in numbers.items()]
+    return Outcome(plain(report), 0, a.as_json, lines)
+
+
+def _task(name: str, dataset: Any) -> Any:
+    if name == "segment":
+        return Segment(list(dataset.class_names), dataset.category_parts)
+    return TASKS[name]()
+
+
+def _load_encoder(model: Any, init: zoo.Trained) -> None:
+    """The pretrained encoder into a new network; refused where the two do not fit."""
+    weights = {k: v for k, v in init.model.encoder.state_dict().items()}
+    zoo.load_weights(model.encoder, weights, init.path)
+
+
+def _same_names(found: zoo.Trained, dataset: Any, path: Path) -> None:
+    for what, ours in (("classes", dataset.class_names), ("parts", dataset.part_names)):
+        theirs = found.state.get(what, [])
+        if found.task != "pretrain" and list(ours) != list(theirs):
+            raise InputError(
+                path, f"its {what} {list(ours)[:5]}... are not those of {found.path}: {list(theirs)[:5]}..."
+            )
+
+
+def _open_run(run: Path, config: Config, header: dict[str, Any]) -> None:
+    """config.yaml, command and versions into the run; a run of another configuration is not touched."""
+    identity = digest(
+        config, {k: header[k] for k in ("task", "classes", "parts", "init")} | {"data": header["data"]["hash"]}
+    )
+    path = run / "run.json"
+    if path.exists() and (before := read_json(path).get("config_hash")) != identity:
+        raise InputError(
+            run, f"holds a run with another configuration or data ({before}, now {identity})", "choose another --out"
+        )
+    to_yaml(config, run / "config.yaml")
+    write_json(path, {"config_hash": identity, "command": sys.argv, **header})
+
+
+def _device(name: str) -> str:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda", "torch sees no GPU here", "use --device cpu, or a CUDA build of torch")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: metadata.version(name) for name in ("torch", "numpy", "h5py", "safetensors")}
+    from gsmae import __version__
+
+    return {"gsmae": __version__, "python": platform.python_version(), "machine": platform.machine(), **packages}
+
+
+def _numbers(result: dict[str, Any], as_json: bool) -> Outcome:
+    shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in result.items() if not isinstance(v, dict | list)}
+    return Outcome(result, 0, as_json, [f"{k}: {v}" for k, v in shown.items()])

@@ -1,0 +1,80 @@
+"""embed, convert: what trained encoders are used for, and where they can come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+from gsmae import zoo
+from gsmae.errors import GsmaeError, InputError
+from gsmae.files import write_aside
+from gsmae.ply import read_ply
+
+from .verb import Arguments, Outcome, parse, plain
+
+
+class EmbedArguments(Arguments):
+    """Features of splats: one row per object in a Parquet file, the mean and the maximum over its tokens."""
+
+    run: tyro.conf.Positional[Path]
+    """run or checkpoint whose encoder to use"""
+    splats: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """3DGS .ply files, or folders that are searched for them"""
+    out: Path
+    """Parquet file: path, gaussians, vector"""
+
+
+def embed(argv: list[str]) -> Outcome:
+    """gsmae embed"""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    a = parse(EmbedArguments, "embed", argv)
+    encoder = zoo.load(a.run)
+    files = [f for path in a.splats for f in (sorted(path.rglob("*.ply")) if path.is_dir() else [path])]
+    if not files:
+        raise InputError(a.splats[0], "no .ply below this folder")
+    rows, failed = [], {}
+    with torch.no_grad():
+        for file in tqdm(files, desc="embed", unit="splat"):
+            try:
+                splat = read_ply(file)
+                tokens = encoder(splat).tokens
+            except (GsmaeError, ValueError) as error:
+                failed[str(file)] = str(error)
+                continue
+            vector = torch.cat([tokens.mean(dim=0), tokens.max(dim=0).values])
+            rows.append({"path": str(file), "gaussians": len(splat), "vector": vector.numpy().astype(np.float32)})
+    if not rows:
+        raise InputError(files[0], f"none of {len(files)} splats could be embedded: {next(iter(failed.values()))}")
+    schema = pa.schema([("path", pa.string()), ("gaussians", pa.int64()), ("vector", pa.list_(pa.float32()))])
+    with write_aside(a.out) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
+    summary = {"out": str(a.out), "splats": len(rows), "width": len(rows[0]["vector"]), "failed": failed}
+    return Outcome(summary, 4 if failed else 0, a.as_json)
+
+
+class ConvertArguments(Arguments):
+    """Turn a released Gaussian-MAE or Point-MAE checkpoint (.pth, .safetensors) into one of ours. Nothing in the file
+    is executed: only tensors are read, and a file that holds anything else is refused."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """the released file"""
+    out: Path
+    """checkpoint folder to write"""
+    heads: int = 0
+    """attention heads; 0 = one per 64 of width, as all released models have"""
+
+
+def convert(argv: list[str]) -> Outcome:
+    """gsmae convert"""
+    from gsmae.convert import convert as convert_checkpoint
+
+    a = parse(ConvertArguments, "convert", argv)
+    report = convert_checkpoint(a.checkpoint, a.out, heads=a.heads or None)
+    return Outcome(plain(report), 0, a.as_json)

@@ -1,0 +1,69 @@
+"""Complete named runs: everything but the data. A measured number stands beside each, or "not measured"."""
+
+from __future__ import annotations
+
+from .config import Config
+from .features import FeatureSpec
+from .models import ClassifierConfig, EncoderConfig, MAEConfig, SegmenterConfig
+from .training import TrainConfig
+
+QUICK = EncoderConfig(width=96, depth=3, heads=3, groups=32, group_size=16, points=512)
+SMALL = EncoderConfig(width=192, depth=6, heads=3)
+BASE = EncoderConfig()
+
+
+class PretrainRun(Config):
+    """A pretraining run."""
+
+    spec: FeatureSpec = FeatureSpec()
+    """which fields are embedded, grouped by and normalised"""
+    model: MAEConfig = MAEConfig()
+    train: TrainConfig = TrainConfig()
+
+
+class ClassifyRun(Config):
+    """Fine-tuning a classifier. The encoder and the features come from the pretrained run when there is one."""
+
+    spec: FeatureSpec = FeatureSpec()
+    """used when training from scratch"""
+    model: ClassifierConfig = ClassifierConfig()
+    train: TrainConfig = TrainConfig(lr=5e-4, batch_size=224, clip=10)
+
+
+class SegmentRun(Config):
+    """Fine-tuning a part segmenter. The encoder and the features come from the pretrained run when there is one."""
+
+    spec: FeatureSpec = FeatureSpec()
+    """used when training from scratch"""
+    model: SegmenterConfig = SegmenterConfig()
+    train: TrainConfig = TrainConfig(lr=2e-4, batch_size=16, gaussians=2048, clip=10)
+
+
+def _quick(epochs: int, lr: float, clip: float = 10) -> TrainConfig:
+    return TrainConfig(
+        epochs=epochs, batch_size=8, gaussians=512, lr=lr, warmup_epochs=epochs / 20, clip=clip, val_every=10,
+        save_every=50,
+    )  # fmt: skip
+
+
+# tiny: 2 CPU cores, minutes, for trials and the quickstart: its accuracies on 20 objects mean nothing.
+# small: one GPU, an hour or so; not measured.
+# base: the paper. 300 epochs of 51,934 objects on one GPU; not measured here, see docs/results.md.
+PRETRAIN = {
+    "tiny": PretrainRun(
+        model=MAEConfig(encoder=QUICK, decoder_depth=1, decoder_heads=3), train=_quick(epochs=150, lr=1e-3)
+    ),
+    "small": PretrainRun(model=MAEConfig(encoder=SMALL, decoder_depth=2, decoder_heads=3)),
+    "base": PretrainRun(),
+}
+CLASSIFY = {
+    "tiny": ClassifyRun(model=ClassifierConfig(encoder=QUICK), train=_quick(epochs=60, lr=5e-4)),
+    "small": ClassifyRun(model=ClassifierConfig(encoder=SMALL)),
+    "base": ClassifyRun(),
+}
+SEGMENT = {
+    "tiny": SegmentRun(model=SegmenterConfig(encoder=QUICK), train=_quick(epochs=60, lr=5e-4)),
+    "small": SegmentRun(model=SegmenterConfig(encoder=SMALL)),
+    "base": SegmentRun(),
+}
+RECIPES = {"pretrain": PRETRAIN, "classify": CLASSIFY, "segment": SEGMENT}

@@ -1,0 +1,128 @@
+"""What a run learns: its network, its loss and how it is measured. A new task is a class and a line in TASKS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .batch import Batch
+from .features import FeatureSpec
+from .metrics import accuracies, confusion, part_iou
+from .models import Classifier, ClassifierConfig, GaussianMAE, MAEConfig, Segmenter, SegmenterConfig
+
+
+class Pretrain:
+    """Masked reconstruction; the best checkpoint has the lowest validation loss under fixed masks."""
+
+    config = MAEConfig
+    selects = ("loss", -1)
+
+    @staticmethod
+    def model(config: MAEConfig, spec: FeatureSpec, generator: torch.Generator | None = None) -> GaussianMAE:
+        """The network, with weights drawn from the generator."""
+        return GaussianMAE(config, spec, generator=generator)
+
+    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum over the fields; each field's loss is logged."""
+        assert isinstance(model, GaussianMAE)
+        groups = model.encoder.group(batch.points)
+        output = model(groups, model.draw_mask(groups, generator), model.config.masked)
+        return output.loss, {f"loss_{name}": value for name, value in output.losses.items()}
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Any]:
+        """Mean loss over the objects; the masks depend only on the position of the batch."""
+        sums: dict[str, float] = {}
+        objects = 0
+        for number, batch in enumerate(batches):
+            generator = torch.Generator(batch.points.device).manual_seed(number)
+            loss, logs = self.loss(model, batch, generator)
+            for name, value in {"loss": loss, **logs}.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * len(batch)
+            objects += len(batch)
+        return {name: value / objects for name, value in sums.items()} | {"objects": objects}
+
+
+class Classify:
+    """One label per object; overall accuracy picks the checkpoint."""
+
+    config = ClassifierConfig
+    selects = ("accuracy", 1)
+
+    @staticmethod
+    def model(config: ClassifierConfig, spec: FeatureSpec, generator: torch.Generator | None = None) -> Classifier:
+        """The network, with weights drawn from the generator."""
+        return Classifier(config, spec, generator=generator)
+
+    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy without label smoothing (as the released code; the paper does not say)."""
+        scores = model(batch.points)
+        right = (scores.argmax(dim=1) == batch.labels).float().mean()
+        return F.cross_entropy(scores, batch.labels), {"accuracy": right}
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Any]:
+        """Overall and mean class accuracy, the loss and the confusion matrix; one reading per object, no voting."""
+        counts, loss, answers = None, 0.0, {}
+        for batch in batches:
+            scores = model(batch.points)
+            predicted = scores.argmax(dim=1)
+            here = confusion(batch.labels, predicted, scores.shape[1]).cpu()
+            counts = here if counts is None else counts + here
+            loss += float(F.cross_entropy(scores, batch.labels, reduction="sum"))
+            answers |= dict(zip(batch.uids, predicted.tolist(), strict=True))
+        if counts is None:
+            raise ValueError("no objects to measure")
+        overall, mean = accuracies(counts)
+        objects = int(counts.sum())
+        return {"accuracy": overall, "class_accuracy": mean, "loss": loss / objects, "objects": objects,
+                "confusion": counts.tolist(), "predicted": answers}  # fmt: skip
+
+
+class Segment:
+    """One part per labelled surface point, the category given; instance mIoU picks the checkpoint.
+
+    classes  names of the categories, by label
+    parts    category -> its global part indices
+    """
+
+    config = SegmenterConfig
+    selects = ("instance_iou", 1)
+
+    def __init__(self, classes: list[str], parts: dict[str, list[int]]):
+        self.classes, self.parts = classes, parts
+
+    @staticmethod
+    def model(config: SegmenterConfig, spec: FeatureSpec, generator: torch.Generator | None = None) -> Segmenter:
+        """The network, with weights drawn from the generator."""
+        return Segmenter(config, spec, generator=generator)
+
+    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Negative log-likelihood of the labelled points; points without a label do not count."""
+        queries, parts = _labelled(batch)
+        scores = model(batch.points, queries, batch.labels)
+        loss = F.nll_loss(scores.flatten(0, 1), parts.flatten(), ignore_index=-1, reduction="sum")
+        return loss / (parts >= 0).sum().clamp_min(1), {}
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Any]:
+        """Instance and class mIoU by the ShapeNetPart conventions; every labelled point is read once."""
+        scores, parts, categories = [], [], []
+        for batch in batches:
+            queries, truth = _labelled(batch)
+            scores += list(model(batch.points, queries, batch.labels))
+            parts += list(truth)
+            categories += [self.classes[i] for i in batch.labels.tolist()]
+        result = part_iou(scores, parts, categories, self.parts)
+        return {"instance_iou": result.instance, "class_iou": result.category, "point_accuracy": result.accuracy,
+                "per_category": result.per_category, "objects": len(parts)}  # fmt: skip
+
+
+TASKS = {"pretrain": Pretrain, "classify": Classify, "segment": Segment}
+
+
+def _labelled(batch: Batch) -> tuple[Tensor, Tensor]:
+    if batch.queries is None or batch.parts is None:
+        raise ValueError("this batch has no labelled points; was it made for segmentation?")
+    return batch.queries, batch.parts

@@ -1,0 +1,74 @@
+"""Trained models by path: the network, its configuration and its FeatureSpec come back together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from . import checkpoint
+from .config import from_mapping
+from .errors import InputError, nearest_name
+from .features import FeatureSpec
+from .models import Encoder
+from .tasks import TASKS
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint brought back to life, in evaluation mode.
+
+    model    GaussianMAE, Classifier or Segmenter
+    task     its name in TASKS
+    spec     how its input is normalised
+    state    all of state.json: progress, class and part names, versions
+    path     the checkpoint folder
+    """
+
+    model: nn.Module
+    task: str
+    spec: FeatureSpec
+    state: dict[str, Any]
+    path: Path
+
+
+def load_trained(path: str | Path) -> Trained:
+    """Load a run (its best checkpoint) or one checkpoint folder; no code in the files is ever executed.
+
+    Raises InputError naming the file and what does not fit.
+    """
+    found = checkpoint.load(checkpoint.find(path))
+    state = found.state
+    name = state.get("task")
+    if name not in TASKS:
+        raise InputError(found.path, f"unknown task '{name}'", nearest_name(str(name), TASKS))
+    where = found.path / "state.json"
+    spec = from_mapping(FeatureSpec, state.get("spec"), where)
+    config = from_mapping(TASKS[name].config, state.get("model"), where)
+    model = TASKS[name].model(config, spec)
+    load_weights(model, found.weights, found.path)
+    return Trained(model.eval(), name, spec, state, found.path)
+
+
+def load(path: str | Path) -> Encoder:
+    """The encoder of a trained run, ready for `tokens, centers = encoder(splat)`.
+
+    path  a run or checkpoint folder, pretrained or fine-tuned
+    """
+    return load_trained(path).model.encoder
+
+
+def load_weights(model: nn.Module, weights: dict[str, Any], path: str | Path) -> None:
+    """Put weights into a model, or say which are missing, left over or of another shape."""
+    own = model.state_dict()
+    problems = [f"missing '{k}'" for k in own if k not in weights] + [f"unknown '{k}'" for k in weights if k not in own]
+    problems += [
+        f"'{k}' is {tuple(weights[k].shape)}, the model's is {tuple(v.shape)}"
+        for k, v in own.items()
+        if k in weights and weights[k].shape != v.shape
+    ]
+    if problems:
+        raise InputError(path, f"weights do not fit the model: {'; '.join(problems[:3])} ({len(problems)} in all)")
+    model.load_state_dict(weights)
