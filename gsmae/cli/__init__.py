@@ -21,6 +21,7 @@ VERBS = {
     "pretrain": ("learning", "shards -> a pretrained encoder (Gaussian-MAE)"),
     "finetune": ("learning", "shards + encoder -> a classifier or a part segmenter"),
     "evaluate": ("learning", "measure a fine-tuned model on a split; test is read once"),
+    "reconstruct": ("models", "what a pretrained run predicts for hidden groups: pictures and splats"),
     "embed": ("models", "features of splats by a trained encoder"),
     "convert": ("models", "released Gaussian-MAE and Point-MAE checkpoints -> ours, without unpickling code"),
 }
@@ -65,10 +66,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _help() -> str:
-    verbs = "".join(f"  {name:<10} {text}\n" for name, (_, text) in VERBS.items())
-    codes = "".join(f"  {code:<10} {text}\n" for code, text in EXIT_CODES.items())
+    verbs = "".join(f"  {name:<12} {text}\n" for name, (_, text) in VERBS.items())
+    codes = "".join(f"  {code:<12} {text}\n" for code, text in EXIT_CODES.items())
     return (
-        "usage: gsmae VERB [OPTIONS]      gsmae VERB --help explains every option; --json prints the summary as JSON\n\n"
+        "usage: gsmae VERB [OPTIONS]\n\n"
+        "`gsmae VERB --help` explains every option; --json prints the summary as JSON.\n\n"
         f"{verbs}\nExit codes:\n{codes}"
     )
 

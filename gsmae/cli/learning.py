@@ -225,8 +225,7 @@ def _task(name: str, dataset: Any) -> Any:
 
 def _load_encoder(model: Any, init: zoo.Trained) -> None:
     """The pretrained encoder into a new network; refused where the two do not fit."""
-    weights = {k: v for k, v in init.model.encoder.state_dict().items()}
-    zoo.load_weights(model.encoder, weights, init.path)
+    zoo.load_weights(model.encoder, init.model.encoder.state_dict(), init.path)
 
 
 def _same_names(found: zoo.Trained, dataset: Any, path: Path) -> None:

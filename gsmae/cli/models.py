@@ -1,4 +1,4 @@
-"""embed, convert: what trained encoders are used for, and where they can come from."""
+"""reconstruct, embed, convert: what trained networks are used for, and where they can come from."""
 
 from __future__ import annotations
 
@@ -13,9 +13,42 @@ from tqdm import tqdm
 from gsmae import zoo
 from gsmae.errors import GsmaeError, InputError
 from gsmae.files import write_aside
-from gsmae.ply import read_ply
+from gsmae.ply import read_ply, write_ply
 
 from .verb import Arguments, Outcome, parse, plain
+
+
+class ReconstructArguments(Arguments):
+    """Hide most groups of each splat and let a pretrained run predict them: a picture input | visible | predicted and
+    the three splats, per file."""
+
+    run: tyro.conf.Positional[Path]
+    """pretrained run or checkpoint"""
+    splats: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """3DGS .ply files"""
+    out: Path
+    """folder for NAME.png and NAME_{input,visible,predicted}.ply"""
+    size: int = 256
+    """pixels of each picture"""
+    seed: int = 0
+    """of the Gaussians drawn and of the mask"""
+
+
+def reconstruct(argv: list[str]) -> Outcome:
+    """gsmae reconstruct"""
+    from gsmae.reconstruct import picture, reconstruct_splat
+
+    a = parse(ReconstructArguments, "reconstruct", argv)
+    trained = zoo.load_trained(a.run)
+    if trained.task != "pretrain":
+        raise InputError(trained.path, f"is a '{trained.task}' run", "only a pretrained run can reconstruct")
+    for file in tqdm(a.splats, desc="reconstruct", unit="splat"):
+        made = reconstruct_splat(trained.model, read_ply(file), a.seed)
+        for name in ("input", "visible", "predicted"):
+            write_ply(a.out / f"{file.stem}_{name}.ply", getattr(made, name))
+        with write_aside(a.out / f"{file.stem}.png") as temporary:
+            picture(made, a.size).save(temporary, format="PNG")
+    return Outcome({"out": str(a.out), "splats": len(a.splats)}, 0, a.as_json)
 
 
 class EmbedArguments(Arguments):
