@@ -177,6 +177,7 @@ def train(
                 rate = learning_rate(step, per_epoch, config)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
+                buffers = [b.clone() for b in model.buffers()]
                 with torch.random.fork_rng():  # dropout knows no generator: give it a state that only the step decides
                     torch.manual_seed(step_seed(config.seed, step))
                     generator = torch.Generator(device).manual_seed(step_seed(config.seed, step))
@@ -189,6 +190,8 @@ def train(
                     optimizer.step()
                 else:
                     bad += 1
+                    for buffer, before in zip(model.buffers(), buffers, strict=True):
+                        buffer.copy_(before)  # BatchNorm has already averaged over what was not finite
                     log.warning("step %d: the loss is not finite, the step is skipped (%s)", step, batch.uids[:3])
                     if bad == 3:
                         raise GsmaeError(f"{run}: the loss was not finite in three steps up to {step}; lower the rate?")
@@ -277,7 +280,8 @@ class _Journal:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
 
     def close(self) -> None:
