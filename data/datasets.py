@@ -1,0 +1,187 @@
+"""A pack as a sequence of objects: one split, some or all classes, each item a splat with its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gsmae.errors import InputError, nearest_name
+from gsmae.files import sha256
+from gsmae.gaussians import Gaussians
+
+from .packs import PACK, Index, read_index, read_pack
+from .shardfile import Shard
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Labelled samples of the mesh surface, in the frame of the raw splat.
+
+    points   [P, 3] float32
+    normals  [P, 3] float32
+    colors   [P, 3] uint8
+    parts    [P]    int64 global part index (see `SplatDataset.part_offsets`), -1 = not labelled
+    """
+
+    points: Tensor
+    normals: Tensor
+    colors: Tensor
+    parts: Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One object: raw splat in its packed (random) row order, class index, and surface samples if the mesh had any."""
+
+    uid: str
+    category: str
+    label: int
+    gaussians: Gaussians
+    surface: Surface | None
+
+
+def to_gaussians(rows: np.ndarray, degree: int | None = None) -> Gaussians:
+    """Raw rows [N, C] in the order of `shardfile.column_names` as Gaussians of an SH degree (default: all of C)."""
+    values = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float32))
+    width = values.shape[1] - 11 if degree is None else 3 * (degree + 1) ** 2
+    means, quats, scales, opacities, sh = values[:, : 11 + width].split([3, 4, 3, 1, width], dim=1)
+    return Gaussians(means, quats, scales, opacities[:, 0], sh.unflatten(1, (-1, 3)))
+
+
+class SplatDataset:
+    """The objects of one split of a pack, sorted by uid; `dataset[i]` is a `Sample`.
+
+    path      a folder written by `pack`
+    split     "train", "val", "test", or None for all objects
+    classes   only these classes; labels and part indices then count within them
+    resident  read every shard in use into memory now; otherwise files are mapped and read when needed
+
+    class_names   sorted; `labels` index them
+    part_names    category -> its parts; those of all categories in sorted order, one after another, are the global
+                  parts, `part_offsets[category]` the first of its own
+    uids, labels, categories, counts (Gaussians), point_counts   one value an object
+
+    Shards open lazily and are not pickled: a worker opens its own. Raises InputError for a split without objects, an
+    unknown class, an incomplete or altered pack (sizes always; hashes of the shards only in `verify`).
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        split: str | None = None,
+        classes: Sequence[str] | None = None,
+        *,
+        resident: bool = False,
+    ):
+        self.path, self.split = Path(path), split
+        self.info = read_pack(self.path)
+        self.fingerprint = sha256(self.path / PACK)
+        index = read_index(self.path, self.info)
+        self.class_names = _classes(self.path, self.info.class_names, classes)
+        self.part_names = {c: self.info.part_names[c] for c in self.class_names if self.info.part_names.get(c)}
+        sizes = [len(names) for names in self.part_names.values()]
+        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int).tolist()
+        self.part_offsets = dict(zip(self.part_names, starts, strict=False))
+        self.n_parts = int(starts[-1])
+        chosen = np.isin(index.category, self.class_names)
+        if split is not None:
+            chosen &= index.split == split
+            if not chosen.any():
+                raise _no_split(self.path, index, split, classes)
+        chosen = np.flatnonzero(chosen)
+        self.uids: tuple[str, ...] = tuple(index.uid[chosen].tolist())
+        self.categories: tuple[str, ...] = tuple(index.category[chosen].tolist())
+        lookup = {name: i for i, name in enumerate(self.class_names)}
+        self.labels = np.array([lookup[c] for c in self.categories], dtype=np.int64)
+        self.counts, self.point_counts = index.gaussians[chosen], index.points[chosen]
+        self._place = np.stack([index.shard[chosen], index.row[chosen]], axis=1).astype(np.int64)
+        self._shards: dict[int, Shard] = {}
+        self.resident = resident
+        if resident:
+            for number in np.unique(self._place[:, 0]).tolist():
+                self._shard(number)
+
+    def __len__(self) -> int:
+        return len(self.uids)
+
+    def __getitem__(self, i: int) -> Sample:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"object {i} of {len(self)}")
+        i %= len(self)
+        shard, row = self._at(i)
+        gaussians = to_gaussians(shard.rows(row), int(shard.degrees[row]))
+        surface = self.surface(i)
+        return Sample(self.uids[i], self.categories[i], int(self.labels[i]), gaussians, surface)
+
+    def rows(self, i: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Raw rows start..stop of object i, all columns of its shard: [n, C] float32."""
+        shard, row = self._at(i)
+        return shard.rows(row, start, stop)
+
+    def surface(self, i: int) -> Surface | None:
+        """Surface samples of object i with global part indices, None where the object has none."""
+        if not self.point_counts[i]:
+            return None
+        shard, row = self._at(i)
+        points = shard.points(row)
+        parts = points["point_parts"].astype(np.int64)
+        parts = np.where(parts >= 0, parts + self.part_offsets.get(self.categories[i], 0), -1)
+        values = (points["points"], points["point_normals"], points["point_colors"], parts)
+        return Surface(*(torch.from_numpy(v) for v in values))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shards": {}}
+
+    def _at(self, i: int) -> tuple[Shard, int]:
+        number, row = self._place[i].tolist()
+        shard = self._shard(number)
+        if row >= len(shard) or shard.uids[row] != self.uids[i]:
+            raise InputError(shard.path, f"does not hold '{self.uids[i]}' where the index says", "pack again")
+        return shard, row
+
+    def _shard(self, number: int) -> Shard:
+        shard = self._shards.get(number)
+        if shard is None:
+            entry = self.info.shards[number]
+            file = self.path / entry.file
+            if not file.is_file():
+                raise InputError(file, "is missing", "copy the whole pack folder, or pack again")
+            if file.stat().st_size != entry.bytes:
+                cause = f"has {file.stat().st_size} bytes, pack.json says {entry.bytes}"
+                raise InputError(file, cause, "copy it again, or pack again")
+            shard = Shard(file)
+            if shard.head.class_names != self.info.class_names or shard.head.part_names != self.info.part_names:
+                raise InputError(file, "is a shard of another pack", "copy the whole pack folder again")
+            if self.resident:
+                shard.load()
+            self._shards[number] = shard
+        return shard
+
+
+def _classes(path: Path, known: tuple[str, ...], wanted: Sequence[str] | None) -> tuple[str, ...]:
+    """The chosen classes, sorted."""
+    if wanted is None:
+        return known
+    if isinstance(wanted, str) or not wanted:
+        raise ValueError(f"classes is {wanted!r}, expected a list of class names or None")
+    for name in wanted:
+        if name not in known:
+            raise InputError(path, f"has no class '{name}'", nearest_name(name, known))
+    return tuple(sorted(set(wanted)))
+
+
+def _no_split(path: Path, index: Index, split: str, classes: Sequence[str] | None) -> InputError:
+    """The error for a split without objects: says which have some."""
+    names, counts = np.unique(index.split, return_counts=True)
+    there = ", ".join(f"{name} ({count})" for name, count in zip(names, counts, strict=True))
+    of = f" of the classes {', '.join(classes)}" if classes is not None else ""
+    if split not in ("train", "val", "test"):
+        return InputError(path, f"has no split '{split}'", f"there are {there}")
+    cure = f"there are {there}" + ("; pack with val_fraction > 0 to carve one" if split == "val" else "")
+    return InputError(path, f"split '{split}'{of} is empty", cure)

@@ -1,0 +1,181 @@
+"""A pack folder's table of contents: pack.json, written last, and index.parquet, one row an object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gsmae.errors import InputError
+from gsmae.files import read_json, sha256, write_aside
+
+SCHEMA = 1
+PACK, INDEX = "pack.json", "index.parquet"
+SHARD = "shard_{:05d}.h5"
+FILE = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"  # a name in the folder, never a path
+
+
+class ShardEntry(BaseModel):
+    """One shard: its name in the folder, size and content hash."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str = Field(pattern=FILE)
+    sha256: str
+    bytes: int
+    objects: int
+    gaussians: int
+
+
+class IndexEntry(BaseModel):
+    """The index beside the shards."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str = Field(pattern=FILE)
+    sha256: str
+    bytes: int
+
+
+class Failure(BaseModel):
+    """An object that the build could not fit; it is counted, not packed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uid: str
+    stage: str
+    reason: str
+
+
+class Source(BaseModel):
+    """One build that went in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layout: str
+    config_hash: str
+    seed: int
+    objects: int
+
+
+class SplitRule(BaseModel):
+    """How splits came about: objects whose split was official, carved from train or assigned."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int
+    val_fraction: float
+    official: int
+    carved: int
+    assigned: int
+
+
+class PackInfo(BaseModel):
+    """pack.json: what a pack holds and how to check it. Its presence means that the pack is complete."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    kind: Literal["gsmae-pack"] = "gsmae-pack"
+    generator: str
+    frame: Literal["z-up"] = "z-up"
+    seed: int
+    quantize: Literal["", "u16"]
+    objects_per_shard: int
+    min_psnr: float | None
+    config_hash: str
+    inputs: str
+    sources: tuple[Source, ...]
+    class_names: tuple[str, ...]
+    part_names: dict[str, tuple[str, ...]]
+    objects: int
+    gaussians: int
+    points: int
+    splits: dict[Literal["train", "val", "test"], int]
+    split_rule: SplitRule
+    below_psnr: int
+    without_points: int
+    leaks: int
+    failed: tuple[Failure, ...]
+    index: IndexEntry
+    shards: tuple[ShardEntry, ...]
+
+
+@dataclass(frozen=True)
+class Index:
+    """Columns of index.parquet, all of one length. `shard` and `row` say where the object lies, `start` and `stop`
+    are its rows in that shard."""
+
+    uid: np.ndarray
+    category: np.ndarray
+    label: np.ndarray
+    split: np.ndarray
+    split_source: np.ndarray
+    shard: np.ndarray
+    row: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    gaussians: np.ndarray
+    degree: np.ndarray
+    points: np.ndarray
+    psnr: np.ndarray
+    sha256: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.uid)
+
+
+TYPES = {
+    "uid": pa.string(), "category": pa.string(), "label": pa.int64(), "split": pa.string(), "split_source": pa.string(),
+    "shard": pa.int32(), "row": pa.int32(), "start": pa.int64(), "stop": pa.int64(), "gaussians": pa.int64(),
+    "degree": pa.int8(), "points": pa.int64(), "psnr": pa.float64(), "sha256": pa.string(),
+}  # fmt: skip
+
+
+def write_index(path: Path, rows: list[dict]) -> None:
+    """Write the index; an unknown psnr is null."""
+    table = pa.Table.from_pylist(rows, schema=pa.schema(list(TYPES.items())))
+    with write_aside(path) as temporary:
+        pq.write_table(table, temporary, compression="none")
+
+
+def read_pack(path: str | Path) -> PackInfo:
+    """Read pack.json. Raises InputError when the folder is not a complete pack."""
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(path, "no such folder", "name the folder that `gsmae pack` wrote")
+    if not (path / PACK).is_file():
+        half = any(path.glob("shard_*.h5"))
+        cure = "run the same `gsmae pack` again to finish it" if half else "name the folder that `gsmae pack` wrote"
+        raise InputError(path, "is an unfinished pack" if half else "is not a pack: it has no pack.json", cure)
+    try:
+        return PackInfo.model_validate(read_json(path / PACK))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(path / PACK, f"'{where}': {first['msg']}", "pack again with this version") from None
+
+
+def read_index(path: str | Path, info: PackInfo) -> Index:
+    """Read and check index.parquet: its hash, its columns, and that every row lies in a shard that exists."""
+    file = Path(path) / info.index.file
+    if not file.is_file():
+        raise InputError(file, "is missing", "copy the whole pack folder, or pack again")
+    if sha256(file) != info.index.sha256:
+        raise InputError(file, "differs from its hash in pack.json", "copy it again, or pack again")
+    try:
+        table = pq.read_table(file)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(file, f"not readable as Parquet: {error}", "pack again") from None
+    if table.schema.names != list(TYPES) or any(table.schema.field(n).type != t for n, t in TYPES.items()):
+        raise InputError(file, f"has columns {table.schema.names}", "pack again with this version")
+    index = Index(**{name: table[name].to_numpy() for name in TYPES})
+    shards = len(info.shards)
+    if len(index) != info.objects or ((index.shard < 0) | (index.shard >= shards)).any() or (index.row < 0).any():
+        raise InputError(file, "does not agree with pack.json", "pack again")
+    return index

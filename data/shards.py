@@ -1,0 +1,292 @@
+"""Splats to shards: `pack` writes an immutable folder once, `verify` checks every byte of it."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from gsmae import __version__
+from gsmae.errors import InputError
+from gsmae.files import TEMPORARY, sha256, sweep, write_aside, write_json
+from gsmae.gaussians import Gaussians
+from gsmae.ply import read_ply
+
+from . import draws
+from .checks import check, verify
+from .manifest import Build, read_build
+from .packs import INDEX, PACK, SHARD, Failure, PackInfo, read_pack, write_index
+from .plans import Item, Plan, plan_pack, shard_inputs
+from .shardfile import Head, Packed, Shard, quantized, write_shard
+from .surface import read_points
+
+__all__ = ["PackReport", "check", "pack", "raw_rows", "verify"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What a call of `pack` did and what the pack holds.
+
+    already         True when the folder held this very pack and nothing was done
+    reused          shards taken over from an interrupted run
+    splits          objects of each split; `carved` of them were moved from train to val, `assigned` had no split
+    failed          objects that the builds could not fit, by stage and reason in `failures`; counted, not packed
+    below_psnr      objects left out by `min_psnr`
+    without_points  objects without surface samples
+    leaks           meshes that occur in more than one split
+    """
+
+    out: str
+    objects: int
+    gaussians: int
+    points: int
+    classes: int
+    parts: int
+    shards: int
+    bytes: int
+    already: bool
+    reused: int
+    splits: dict[str, int]
+    carved: int
+    assigned: int
+    failed: int
+    failures: dict[str, int]
+    below_psnr: int
+    without_points: int
+    leaks: int
+
+
+def pack(
+    builds: Sequence[str | Path | Build] | str | Path | Build,
+    out: str | Path,
+    *,
+    objects_per_shard: int = 512,
+    quantize: Literal["u16"] | None = None,
+    seed: int = 0,
+    val_fraction: float = 0.1,
+    min_psnr: float | None = None,
+    progress: bool = False,
+) -> PackReport:
+    """Pack the finished objects of one or several builds into immutable HDF5 shards.
+
+    The rows of every object are brought into one random order that depends on (seed, uid) alone. A run of consecutive
+    rows of a shuffled object is then a uniform sample of it without replacement, and costs one read. Equal input gives
+    equal bytes. The folder is a pack once pack.json is there: a killed run leaves none, and the same call finishes it,
+    taking whole shards over; the same call on a finished pack does nothing.
+
+    builds             build folders, or `Build`s as `data.released` makes them
+    objects_per_shard  one shard is held in memory while it is written (230 MB for 512 objects of 8,000 Gaussians)
+    quantize           "u16": 2 bytes a value between the object's minimum and maximum (error at most 1/131070 of that
+                       range, 28 bytes a Gaussian of SH degree 0) instead of float32
+    val_fraction       share of train moved to val where no val exists; see `data.splits.assign`
+    min_psnr           leave out objects fitted worse, or of unknown quality
+
+    Raises InputError: not a build, nothing to pack, one uid twice, part names that disagree, a splat that differs from
+    its record or is broken, a folder that holds something else.
+    """
+    if objects_per_shard < 1:
+        raise ValueError(f"objects_per_shard is {objects_per_shard}, expected at least 1")
+    if quantize not in (None, "u16"):
+        raise ValueError(f"quantize is {quantize!r}, expected 'u16' or None")
+    out = Path(out)
+    sources = [builds] if isinstance(builds, (str, Path, Build)) else list(builds)
+    loaded = [b if isinstance(b, Build) else read_build(b) for b in sources]
+    options = {
+        "objects_per_shard": objects_per_shard,
+        "quantize": quantize or "",
+        "seed": seed,
+        "val_fraction": val_fraction,
+        "min_psnr": min_psnr,
+    }
+    plan = plan_pack(loaded, options)
+    for leak in plan.leaks[:5]:
+        log.warning("one mesh in the splits %s: %s", " and ".join(leak.splits), ", ".join(leak.uids))
+    if (out / PACK).exists():
+        info = read_pack(out)
+        if info.inputs != plan.inputs:
+            raise InputError(out, "holds a pack of other objects or options", "name another folder, or delete this one")
+        return _report(out, info, already=True, reused=0)
+    _prepare(out)
+    chunks = [plan.items[k : k + objects_per_shard] for k in range(0, len(plan.items), objects_per_shard)]
+    shards, rows, reused, without = [], [], 0, 0
+    with tqdm(total=len(plan.items), desc="pack", unit="object", disable=not progress) as bar:
+        for number, items in enumerate(chunks):
+            file = out / SHARD.format(number)
+            shard = _taken_over(file, shard_inputs(plan, items, options))
+            reused += shard is not None
+            if shard is None:
+                shard = _write(file, plan, items, options, bar)
+            else:
+                bar.update(len(items))
+            for row, item in enumerate(items):
+                rows.append(_index_row(item, shard, number, row))
+                without += rows[-1]["points"] == 0
+            counts = {"objects": len(items), "gaussians": int(shard.offsets[-1])}
+            shards.append({"file": file.name, "sha256": sha256(file), "bytes": file.stat().st_size, **counts})
+    for file in out.glob("shard_*.h5"):  # of an interrupted pack with other options
+        if file.name not in {s["file"] for s in shards}:
+            file.unlink()
+    write_index(out / INDEX, rows)
+    rule = {kind: list(plan.assignment.sources.values()).count(kind) for kind in ("official", "carved", "assigned")}
+    info = PackInfo.model_validate(
+        {
+            "schema": 1,
+            "generator": f"gsmae {__version__}",
+            **{k: options[k] for k in ("seed", "quantize", "objects_per_shard", "min_psnr")},
+            "config_hash": plan.config_hash,
+            "inputs": plan.inputs,
+            "sources": [
+                {"layout": b.layout, "config_hash": b.config_hash, "seed": b.seed, "objects": len(b.done)}
+                for b in sorted(loaded, key=lambda b: (b.config_hash, b.seed, len(b.done)))
+            ],
+            "class_names": plan.class_names,
+            "part_names": plan.part_names,
+            "objects": len(rows),
+            "gaussians": sum(s["gaussians"] for s in shards),
+            "points": sum(r["points"] for r in rows),
+            "splits": plan.assignment.counts(),
+            "split_rule": {"seed": seed, "val_fraction": val_fraction, **rule},
+            "below_psnr": plan.below,
+            "without_points": without,
+            "leaks": len(plan.leaks),
+            "failed": [Failure(uid=r.uid, stage=r.stage or "", reason=r.reason or "") for r in plan.failed],
+            "index": {"file": INDEX, "sha256": sha256(out / INDEX), "bytes": (out / INDEX).stat().st_size},
+            "shards": shards,
+        }
+    )
+    write_json(out / PACK, info.model_dump(mode="json", by_alias=True))
+    return _report(out, info, already=False, reused=reused)
+
+
+def raw_rows(gaussians: Gaussians) -> np.ndarray:
+    """The raw values of a splat as one matrix in the column order of `shardfile.column_names`: [N, C] float32."""
+    g = gaussians
+    parts = [g.means, g.quats, g.log_scales, g.logit_opacities[:, None], g.sh.flatten(1)]
+    return np.concatenate([p.detach().cpu().numpy() for p in parts], axis=1).astype(np.float32, copy=False)
+
+
+def _report(out: Path, info: PackInfo, *, already: bool, reused: int) -> PackReport:
+    return PackReport(
+        out=str(out),
+        objects=info.objects,
+        gaussians=info.gaussians,
+        points=info.points,
+        classes=len(info.class_names),
+        parts=sum(len(names) for names in info.part_names.values()),
+        shards=len(info.shards),
+        bytes=sum(s.bytes for s in info.shards),
+        already=already,
+        reused=reused,
+        splits={str(k): v for k, v in info.splits.items()},
+        carved=info.split_rule.carved,
+        assigned=info.split_rule.assigned,
+        failed=len(info.failed),
+        failures=dict(Counter(f"{f.stage}: {f.reason}" for f in info.failed)),
+        below_psnr=info.below_psnr,
+        without_points=info.without_points,
+        leaks=info.leaks,
+    )
+
+
+def _prepare(out: Path) -> None:
+    """Make the folder, or refuse one with foreign files; sweep what killed writers left."""
+    if out.exists() and not out.is_dir():
+        raise InputError(out, "is a file", "name a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    for path in sorted(out.iterdir()):
+        ours = path.name.startswith(TEMPORARY) or path.match("shard_*.h5") or path.name == INDEX
+        if not ours:
+            raise InputError(out, f"is not empty: it holds '{path.name}'", "name an empty or new folder")
+    sweep(out)
+
+
+def _taken_over(file: Path, inputs: str) -> Shard | None:
+    """A whole shard that an interrupted run made from the same input, or None."""
+    if not file.is_file():
+        return None
+    try:
+        shard = Shard(file)
+    except InputError:
+        return None
+    return shard if shard.head.inputs == inputs else None
+
+
+def _write(file: Path, plan: Plan, items: Sequence[Item], options: dict, bar: tqdm) -> Shard:
+    """Write one shard aside, read it back, compare, and give it its name."""
+    objects = []
+    for item in items:
+        objects.append(_packed(item, plan, options))
+        bar.update()
+    head = Head(
+        config_hash=plan.config_hash,
+        seed=options["seed"],
+        class_names=plan.class_names,
+        part_names=plan.part_names,
+        degree=max(o.degree for o in objects),
+        quantize=options["quantize"],
+        inputs=shard_inputs(plan, items, options),
+        generator=f"gsmae {__version__}",
+    )
+    with write_aside(file) as temporary:
+        write_shard(temporary, objects, head)
+        written = Shard(temporary)
+        for i, o in enumerate(objects):
+            same = written.uids[i] == o.uid and written.sha256[i] == o.sha256
+            same = same and np.array_equal(written.stored(i)[0][:, : o.rows.shape[1]], o.rows)
+            points = written.points(i)
+            if not same or any(not np.array_equal(points[name], values) for name, values in o.points.items()):
+                raise InputError(file, f"'{o.uid}' reads back differently", "the disk is faulty or full; try another")
+    return Shard(file)
+
+
+def _packed(item: Item, plan: Plan, options: dict) -> Packed:
+    """Read one object, check it against its record, and bring its rows into their random order."""
+    record, uid, seed = item.record, item.record.uid, options["seed"]
+    digest = sha256(item.splat)
+    if digest != item.sha256:
+        cause = f"differs from its record (sha256 {digest[:12]}, recorded {item.sha256[:12]})"
+        raise InputError(item.splat, cause, "delete its record and run `gsmae build` again")
+    gaussians = read_ply(item.splat)
+    if record.gaussians is not None and record.gaussians != len(gaussians):
+        cause = f"has {len(gaussians)} Gaussians, its record says {record.gaussians}"
+        raise InputError(item.splat, cause, "delete its record and run `gsmae build` again")
+    rows = raw_rows(gaussians)
+    rows = rows[draws.permutation(len(rows), draws.key(seed, "rows", uid))]
+    low = high = None
+    if options["quantize"]:
+        rows, low, high = quantized(rows)
+    points = {}
+    if item.points is not None:
+        points = read_points(item.points, len(plan.part_names.get(record.category, ())))
+        order = draws.permutation(len(points["points"]), draws.key(seed, "points", uid))
+        points = {name: values[order] for name, values in points.items()}
+    category = record.category
+    return Packed(uid, category, item.split, item.label, digest, gaussians.degree, rows, low, high, points)
+
+
+def _index_row(item: Item, shard: Shard, number: int, row: int) -> dict:
+    start, stop = int(shard.offsets[row]), int(shard.offsets[row + 1])
+    return {
+        "uid": item.record.uid,
+        "category": item.record.category,
+        "label": item.label,
+        "split": item.split,
+        "split_source": item.source,
+        "shard": number,
+        "row": row,
+        "start": start,
+        "stop": stop,
+        "gaussians": stop - start,
+        "degree": int(shard.degrees[row]),
+        "points": int(shard.point_offsets[row + 1] - shard.point_offsets[row]),
+        "psnr": item.record.psnr,
+        "sha256": item.sha256,
+    }

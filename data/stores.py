@@ -1,0 +1,154 @@
+"""Where windows of normalised splats come from: all features in memory, or mapped files normalised as they are read."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gsmae.features import FeatureSpec, Normalization, normalize
+from gsmae.gaussians import WIDTH, columns
+
+from .datasets import SplatDataset, to_gaussians
+
+RAW = 14  # leading columns of a shard that features are made of; the rest is SH above degree 0
+
+
+class Store(Protocol):
+    """Normalised features of the objects of a dataset."""
+
+    device: torch.device
+
+    def windows(self, objects: np.ndarray, starts: np.ndarray, count: int) -> Tensor:
+        """Rows start, start + 1, ... of each object, wrapping at its end: [B, count, 14]."""
+        ...
+
+    def normalization(self, objects: np.ndarray) -> Normalization:
+        """The constants of each object, with a leading B."""
+        ...
+
+    def surface(self, objects: np.ndarray, starts: np.ndarray, count: int) -> tuple[Tensor, Tensor]:
+        """Surface points in the normalised frame [B, count, 3] and global parts [B, count], wrapping likewise."""
+        ...
+
+
+class ResidentStore:
+    """All features (56 bytes a Gaussian) and surface points computed once and kept on a device.
+
+    A window is then one copy per object on the CPU and one gather for the batch on a GPU.
+    """
+
+    def __init__(self, dataset: SplatDataset, spec: FeatureSpec, *, surface: bool, device: torch.device):
+        self.device = device
+        self.firsts = np.concatenate([[0], np.cumsum(dataset.counts)]).astype(np.int64)
+        self.lengths = dataset.counts.astype(np.int64)
+        self.features = torch.empty(int(self.firsts[-1]), WIDTH, device=device)
+        kept = []
+        for i in range(len(dataset)):
+            points, constants = normalize(to_gaussians(dataset.rows(i), 0), spec)
+            self.features[self.firsts[i] : self.firsts[i + 1]] = points.to(device)
+            kept.append(constants)
+        self.constants = stacked(kept).to(device)
+        self.fields = spec.normalize
+        self.point_lengths = dataset.point_counts.astype(np.int64)
+        self.point_firsts = np.concatenate([[0], np.cumsum(self.point_lengths)]).astype(np.int64)
+        if surface:
+            total = int(self.point_firsts[-1])
+            self.queries = torch.empty(total, 3, device=device)
+            self.parts = torch.empty(total, dtype=torch.int64, device=device)
+            for i in range(len(dataset)):
+                found = dataset.surface(i)
+                if found is not None:
+                    place = slice(int(self.point_firsts[i]), int(self.point_firsts[i + 1]))
+                    self.queries[place] = ((found.points - kept[i].center) / kept[i].radius).to(device)
+                    self.parts[place] = found.parts.to(device)
+
+    def windows(self, objects: np.ndarray, starts: np.ndarray, count: int) -> Tensor:
+        return _gather(self.features, self.firsts[objects], self.lengths[objects], starts, count)
+
+    def normalization(self, objects: np.ndarray) -> Normalization:
+        return unstacked(self.constants[torch.from_numpy(objects).to(self.device)], self.fields)
+
+    def surface(self, objects: np.ndarray, starts: np.ndarray, count: int) -> tuple[Tensor, Tensor]:
+        place = (self.point_firsts[objects], self.point_lengths[objects], starts, count)
+        return _gather(self.queries, *place), _gather(self.parts, *place)
+
+
+class MappedStore:
+    """Windows read from the shards batch by batch; only eight constants an object are kept.
+
+    For sets larger than memory. An object is read whole the first time, for its constants, then window by window.
+    """
+
+    def __init__(self, dataset: SplatDataset, spec: FeatureSpec):
+        self.device = torch.device("cpu")
+        self.dataset, self.spec = dataset, spec
+        self.constants = torch.full((len(dataset), 8), float("nan"))
+
+    def windows(self, objects: np.ndarray, starts: np.ndarray, count: int) -> Tensor:
+        rows = np.concatenate([self._rows(int(i), int(s), count) for i, s in zip(objects, starts, strict=True)])
+        gaussians = to_gaussians(rows, 0)
+        points, _ = normalize(gaussians, self.spec)  # right but for means and scales, which need the whole object
+        n = unstacked(self._stacked(objects).repeat_interleave(count, dim=0), self.spec.normalize)
+        means, scales = columns(["means"]), columns(["scales"])
+        points[:, means] = (gaussians.means - n.center) / n.radius[:, None]
+        points[:, scales] = (gaussians.scales / n.radius[:, None] - n.scale_center) / n.scale_radius[:, None]
+        return points.unflatten(0, (len(objects), count))
+
+    def normalization(self, objects: np.ndarray) -> Normalization:
+        return unstacked(self._stacked(objects), self.spec.normalize)
+
+    def surface(self, objects: np.ndarray, starts: np.ndarray, count: int) -> tuple[Tensor, Tensor]:
+        n = self.normalization(objects)
+        queries, parts = [], []
+        for k, (i, start) in enumerate(zip(objects.tolist(), starts.tolist(), strict=True)):
+            found = self.dataset.surface(i)
+            assert found is not None, "batches() refuses objects without surface points"
+            index = (start + torch.arange(count)) % len(found.points)
+            queries.append((found.points[index] - n.center[k]) / n.radius[k])
+            parts.append(found.parts[index])
+        return torch.stack(queries), torch.stack(parts)
+
+    def _stacked(self, objects: np.ndarray) -> Tensor:
+        for i in objects.tolist():
+            if self.constants[i, 0].isnan():
+                _, constants = normalize(to_gaussians(self.dataset.rows(i), 0), self.spec)
+                self.constants[i] = stacked([constants])[0]
+        return self.constants[torch.from_numpy(objects)]
+
+    def _rows(self, i: int, start: int, count: int) -> np.ndarray:
+        length = int(self.dataset.counts[i])
+        if start + count <= length:
+            return self.dataset.rows(i, start, start + count)[:, :RAW]
+        rows = self.dataset.rows(i)[:, :RAW]
+        return rows[(start + np.arange(count)) % length]
+
+
+def stacked(constants: list[Normalization]) -> Tensor:
+    """Normalisation constants of B splats as rows: center, radius, scale center, scale radius: [B, 8]."""
+    rows = [torch.cat([n.center, n.radius[None], n.scale_center, n.scale_radius[None]]) for n in constants]
+    return torch.stack(rows)
+
+
+def unstacked(rows: Tensor, fields: tuple[str, ...]) -> Normalization:
+    """The inverse of `stacked`: one Normalization whose tensors have a leading B."""
+    return Normalization(rows[:, :3], rows[:, 3], rows[:, 4:7], rows[:, 7], fields)
+
+
+def _gather(flat: Tensor, firsts: np.ndarray, lengths: np.ndarray, starts: np.ndarray, count: int) -> Tensor:
+    """Wrapping windows of consecutive rows: [B, count, ...]."""
+    if flat.is_cuda:
+        place = torch.from_numpy(np.stack([firsts, lengths, starts])).to(flat.device, non_blocking=True)[:, :, None]
+        index = place[0] + (place[2] + torch.arange(count, device=flat.device)) % place[1]
+        return flat[index]
+    out = torch.empty(len(firsts), count, *flat.shape[1:], dtype=flat.dtype)
+    source, target = flat.numpy(), out.numpy()
+    for k, (first, length, start) in enumerate(zip(firsts.tolist(), lengths.tolist(), starts.tolist(), strict=True)):
+        done = 0
+        while done < count:
+            step = min(count - done, length - start)
+            target[k, done : done + step] = source[first + start : first + start + step]
+            done, start = done + step, 0
+    return out
