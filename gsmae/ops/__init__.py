@@ -1,1 +1,69 @@
-"""Operations with a plain torch definition and faster twins; each call takes the fastest that fits its inputs."""
+"""Operations with a plain torch definition and faster twins; each call takes the fastest that fits its inputs.
+
+`gsmae.ops.reference` defines every operation. `gsmae.ops.native` has compiled twins for float32 tensors on the CPU;
+where its library was not built, or for other tensors, calls fall back to the definition.
+"""
+
+from torch import Tensor
+
+from . import native, reference
+from .reference.points import chamfer, farthest_points, interpolate, nearest, three_nearest
+from .reference.segments import segment_reduce
+
+__all__ = [
+    "chamfer",
+    "contributions",
+    "farthest_points",
+    "interpolate",
+    "l1_ssim",
+    "nearest",
+    "rasterize",
+    "segment_reduce",
+    "ssim",
+    "three_nearest",
+]
+
+
+def rasterize(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    sh: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    background: Tensor,
+    offsets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Pictures of splats in V cameras, differentiable; see `gsmae.ops.reference.splats.rasterize`."""
+    tensors = means, quats, scales, opacities, sh, viewmats, Ks, background, offsets
+    twin = native if native.usable(*tensors) else reference
+    return twin.splats.rasterize(means, quats, scales, opacities, sh, viewmats, Ks, width, height, background, offsets)
+
+
+def contributions(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    sh: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+) -> Tensor:
+    """Sum over views and pixels of each splat's blending weight; see `gsmae.ops.reference.splats.contributions`."""
+    twin = native if native.usable(means, quats, scales, opacities, sh, viewmats, Ks) else reference
+    return twin.splats.contributions(means, quats, scales, opacities, sh, viewmats, Ks, width, height)
+
+
+def ssim(image: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity of each picture; see `gsmae.ops.reference.images.ssim`."""
+    return reference.images.ssim(image, target)
+
+
+def l1_ssim(image: Tensor, target: Tensor, weight: float = 0.2) -> Tensor:
+    """The photometric loss of 3D Gaussian Splatting; see `gsmae.ops.reference.images.l1_ssim`."""
+    return reference.images.l1_ssim(image, target, weight)
