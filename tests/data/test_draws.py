@@ -23,7 +23,7 @@ def test_the_draws_are_those_of_splitmix64_and_fixed_for_ever():
 
 def test_uniforms_are_uniform_and_independent_between_neighbouring_keys():
     u = draws.uniforms(np.arange(2000), 8)
-    assert u.shape == (2000, 8) and 0 <= u.min() and u.max() < 1
+    assert u.shape == (2000, 8) and u.min() >= 0 and u.max() < 1
     assert all(stats.kstest(u[:, k], "uniform").pvalue > 1e-3 for k in range(8))
     correlation = np.corrcoef(u.T) - np.eye(8)
     assert np.abs(correlation).max() < 0.1 and abs(np.corrcoef(u[:-1, 0], u[1:, 0])[0, 1]) < 0.1

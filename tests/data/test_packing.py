@@ -187,7 +187,7 @@ def test_u16_keeps_every_value_within_the_stated_bound_in_28_bytes(make_splat, t
     pack(build.path, tmp_path / "f", val_fraction=0)
     u, f = SplatDataset(tmp_path / "u").rows(0), SplatDataset(tmp_path / "f").rows(0)
     span = f.max(axis=0) - f.min(axis=0)
-    assert 0 < np.abs(u - f).max() and (np.abs(u - f) <= span / 131070 + 1e-6).all()
+    assert np.abs(u - f).max() > 0 and (np.abs(u - f) <= span / 131070 + 1e-6).all()
     sizes = [sum(p.stat().st_size for p in (tmp_path / d).glob("*.h5")) for d in "uf"]
     assert sizes[1] - sizes[0] > 5000 * 28 * 0.9
 
