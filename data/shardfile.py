@@ -153,15 +153,14 @@ class Shard:
         self.path = Path(path)
         try:
             size = self.path.stat().st_size
-            file = h5py.File(self.path, "r", locking=False)
-        except OSError as error:
-            cause = error.strerror or str(error).split("(", 1)[-1].rstrip(")")
-            raise InputError(path, f"not readable as HDF5: {cause}", "pack again") from None
-        with file:
-            _guard(file, self.path, size)
-            self.head = _head(file, self.path)
-            self.columns = column_names(self.head.degree)
-            self._arrays: dict[str, np.ndarray] = {str(n): _array(file[n], self.path, size) for n in file}
+            with h5py.File(self.path, "r", locking=False) as file:
+                _guard(file, self.path, size)
+                self.head = _head(file, self.path)
+                self._arrays: dict[str, np.ndarray] = {str(n): _array(file[n], self.path, size) for n in file}
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:  # h5py raises them all
+            cause = getattr(error, "strerror", None) or str(error).strip("'\"")
+            raise InputError(path, f"not readable as HDF5: {cause}", "copy it again, or pack again") from None
+        self.columns = column_names(self.head.degree)
         self._check()
         for name in STRINGS:
             values = self._arrays.pop(name)
@@ -301,10 +300,7 @@ def _array(item: Any, path: Path, size: int) -> np.ndarray:
     """Mapped memory where the data lies in one aligned piece, else a copy."""
     offset = item.id.get_offset()
     if item.nbytes < 65536 or offset is None or item.dtype.kind == "S" or offset % item.dtype.itemsize:
-        try:
-            return np.asarray(item[()])
-        except (OSError, MemoryError) as error:
-            raise InputError(path, f"'{item.name}' is not readable: {error}", "pack again") from None
+        return np.asarray(item[()])
     if offset + item.nbytes > size:
         raise InputError(path, f"'{item.name}' ends beyond the file", "the file is cut off: copy or pack it again")
     return np.memmap(path, dtype=item.dtype, mode="r", offset=offset, shape=item.shape)

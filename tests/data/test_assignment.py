@@ -11,10 +11,11 @@ from data.splits import assign, leaks
 
 
 def objects(category: str, count: int, split: str = "train", first: int = 0) -> list[Record]:
-    return [
-        Record(uid=f"{category}/{first + i}", category=category, split=split, status="done", mesh_sha256=f"{category}{i}")
-        for i in range(count)
-    ]  # fmt: skip
+    def record(i: int) -> Record:
+        values = {"uid": f"{category}/{first + i}", "category": category, "split": split, "status": "done"}
+        return Record.model_validate({**values, "mesh_sha256": f"{category}{i}"})
+
+    return [record(i) for i in range(count)]
 
 
 def by_class(records, assignment):

@@ -144,6 +144,25 @@ def test_a_truncated_or_foreign_shard_is_refused(copy):
             SplatDataset(copy)[0]
 
 
+def test_whatever_bits_of_a_shard_are_flipped_it_reads_or_is_refused(copy):
+    file, rng = copy / "shard_00000.h5", np.random.default_rng(0)
+    whole = file.read_bytes()
+    used = np.flatnonzero(np.frombuffer(whole, np.uint8))
+    refused = 0
+    for _ in range(150):
+        spoilt = bytearray(whole)
+        for at in rng.choice(used[used < 12000], 2):
+            spoilt[at] ^= 1 << int(rng.integers(8))
+        file.write_bytes(spoilt)
+        try:
+            shard = Shard(file)
+            assert sum(len(shard.rows(i)) for i in range(len(shard))) > 0
+        except InputError as error:
+            assert error.path == str(file)
+            refused += 1
+    assert refused > 20
+
+
 def test_compressed_shards_of_others_can_be_read(copy, packed):
     def change(f):
         for name in ("splats", "points"):
