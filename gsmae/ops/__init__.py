@@ -4,7 +4,7 @@
 where its library was not built, or for other tensors, calls fall back to the definition.
 """
 
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 
 from . import native, reference
 from .reference.points import chamfer, farthest_points, interpolate, nearest, three_nearest
@@ -61,9 +61,15 @@ def contributions(
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:
     """Structural similarity of each picture; see `gsmae.ops.reference.images.ssim`."""
-    return reference.images.ssim(image, target)
+    twin = native if native.usable(image, target) and not _differentiated(image, target) else reference
+    return twin.images.ssim(image, target)
 
 
 def l1_ssim(image: Tensor, target: Tensor, weight: float = 0.2) -> Tensor:
     """The photometric loss of 3D Gaussian Splatting; see `gsmae.ops.reference.images.l1_ssim`."""
-    return reference.images.l1_ssim(image, target, weight)
+    twin = native if native.usable(image, target) and not _differentiated(target) else reference
+    return twin.images.l1_ssim(image, target, weight)
+
+
+def _differentiated(*tensors: Tensor) -> bool:
+    return is_grad_enabled() and any(t.requires_grad for t in tensors)

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from . import library, splats
+from . import images, library, splats
 
-__all__ = ["library", "splats", "usable"]
+__all__ = ["images", "library", "splats", "usable"]
 
 
 def usable(*tensors: Tensor | None) -> bool:

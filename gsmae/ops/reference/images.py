@@ -29,8 +29,7 @@ def l1_ssim(image: Tensor, target: Tensor, weight: float = 0.2) -> Tensor:
 
 def ssim_map(image: Tensor, target: Tensor) -> Tensor:
     """Structural similarity at every pixel and channel; shapes as in `ssim`, returns [V, H, W, 3]."""
-    if image.shape != target.shape or image.ndim != 4 or image.shape[-1] != 3:
-        raise ValueError(f"image and target must both be [V, H, W, 3], not {[*image.shape]} and {[*target.shape]}")
+    check_pictures(image, target)
     window = gaussian_window(image.dtype, image.device)
 
     def smooth(values: Tensor) -> Tensor:
@@ -45,6 +44,12 @@ def ssim_map(image: Tensor, target: Tensor) -> Tensor:
     cov = smooth(image * target) - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + C1) / (mean_x * mean_x + mean_y * mean_y + C1)
     return luminance * (2 * cov + C2) / (var_x + var_y + C2)
+
+
+def check_pictures(image: Tensor, target: Tensor) -> None:
+    """ValueError unless both are [V, H, W, 3] with the same V, H, W, none of them zero."""
+    if image.shape != target.shape or image.ndim != 4 or image.shape[-1] != 3 or image.numel() == 0:
+        raise ValueError(f"image and target must both be [V, H, W, 3], not {[*image.shape]} and {[*target.shape]}")
 
 
 def gaussian_window(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
