@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from .gaussians import columns
-from .ops.reference.points import farthest_points, nearest
+from .gaussians import WIDTH, columns
+from .ops import farthest_points, nearest
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ def group(points: Tensor, by: Iterable[str], groups: int, size: int) -> Groups:
     size    K, at most N
     Raises ValueError where N is too small.
     """
-    chosen = columns(by)
-    space = points[..., chosen].contiguous()
+    space = select(points, columns(by)).contiguous()
     center_indices = farthest_points(space, groups)
     indices = nearest(rows(space, center_indices), space, size)
     centers, members = rows(points, center_indices), rows(points, indices)
@@ -56,6 +55,16 @@ def rows(values: Tensor, indices: Tensor) -> Tensor:
     """Rows by index: [B, N, ...] and [B, ...] int64 -> [B, ..., ...]."""
     batch = torch.arange(len(values), device=values.device).reshape(-1, *[1] * (indices.ndim - 1))
     return values[batch, indices]
+
+
+def select(points: Tensor, chosen: list[int]) -> Tensor:
+    """The chosen feature columns of [..., 14]; without a copy where they are adjacent."""
+    if len(chosen) == WIDTH:
+        return points
+    if chosen == list(range(chosen[0], chosen[-1] + 1)):
+        return points[..., chosen[0] : chosen[-1] + 1]
+    # by slices: indexing with a list would copy the list to the device and wait for it
+    return torch.cat([points[..., i : i + 1] for i in chosen], dim=-1)
 
 
 def masked_count(groups: int, ratio: float) -> int:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..features import FeatureSpec, normalize
-from ..gaussians import WIDTH, Gaussians, columns
-from ..groups import Groups, group, rows
-from ..ops.reference.points import farthest_points
+from ..gaussians import Gaussians, columns
+from ..groups import Groups, group, rows, select
+from ..ops import farthest_points
 from .blocks import PositionEmbedding, initialize, stack
 from .tokenizer import Tokenizer
 
@@ -103,11 +103,11 @@ class Encoder(nn.Module):
 
     def tokenize(self, points: Tensor) -> Tensor:
         """Groups of Gaussians [B, G, K, 14] to tokens [B, G, D]."""
-        return self.tokenizer(_select(points, self._embed))
+        return self.tokenizer(select(points, self._embed))
 
     def locate(self, centers: Tensor) -> Tensor:
         """Centres [B, G, 14] to position embeddings [B, G, D]."""
-        return self.position(_select(centers, self._position))
+        return self.position(select(centers, self._position))
 
     def transform(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Tokens after all blocks and the norm; both arguments and the result are [B, T, D]."""
@@ -147,13 +147,3 @@ def thirds(depth: int) -> tuple[int, int, int]:
     """The blocks, counted from one, after each third of the depth: 4, 8 and 12 of 12."""
     first, second, third = (math.ceil(depth * i / 3) for i in (1, 2, 3))
     return first, second, third
-
-
-def _select(points: Tensor, chosen: list[int]) -> Tensor:
-    """The chosen columns; a slice where they are adjacent."""
-    if len(chosen) == WIDTH:
-        return points
-    if chosen == list(range(chosen[0], chosen[-1] + 1)):
-        return points[..., chosen[0] : chosen[-1] + 1]
-    # by slices: indexing with a list would copy the list to the device and wait for it
-    return torch.cat([points[..., i : i + 1] for i in chosen], dim=-1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..config import Config
 from ..features import FeatureSpec
 from ..groups import Groups
-from ..ops.reference.points import interpolate
+from ..ops import interpolate
 from .blocks import initialize, norm_rows, partitioned, token
 from .encoder import Encoder, EncoderConfig, thirds
 

@@ -14,8 +14,9 @@ from ..config import Config
 from ..errors import nearest_name
 from ..features import FeatureSpec
 from ..gaussians import FIELDS, columns
-from ..groups import Groups, block_mask, masked_count, random_mask, rows
-from ..ops.reference.points import chamfer, chamfer_matches
+from ..groups import Groups, block_mask, masked_count, random_mask, rows, select
+from ..ops import chamfer
+from ..ops.reference.points import chamfer_matches
 from .blocks import PositionEmbedding, initialize, initialize_decoder, stack, token
 from .encoder import Encoder, EncoderConfig
 
@@ -147,7 +148,7 @@ class GaussianMAE(nn.Module):
 
     def _decode(self, encoded: Tensor, centers: Tensor, masked: int) -> Tensor:
         x = torch.cat([encoded, self.mask_token.to(encoded.dtype).expand(len(encoded), masked, -1)], dim=1)
-        positions = self.decoder_position(centers[..., columns(self.spec.group)])
+        positions = self.decoder_position(select(centers, columns(self.spec.group)))
         for block in self.decoder_blocks:
             x = block(x + positions)
         return self.decoder_norm(x[:, -masked:])
@@ -162,7 +163,7 @@ class GaussianMAE(nn.Module):
     def _targets(self, points: Tensor, predicted: dict[str, Tensor]) -> dict[str, Tensor]:
         """The nearest K Gaussians of each masked group, by field; `match` may reorder all but the means."""
         points = points[:, :, : self.config.encoder.group_size]
-        targets = {name: points[..., columns([name])] for name in predicted}
+        targets = {name: select(points, columns([name])) for name in predicted}
         if self.config.match == "slots":
             return targets
         nearest, _ = chamfer_matches(predicted["means"].flatten(0, 1), targets["means"].flatten(0, 1))
