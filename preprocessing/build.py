@@ -77,7 +77,7 @@ def build(
     identity = digest(config, {"parts": parts or {}, "seed": seed, "version": VERSION})
     with _only_builder(out):
         _open(out, identity, config, parts or {}, name, root, seed)
-        for stray in skipped(root):
+        for stray in skipped(root, name):
             record = _blank(MeshItem(f"skipped/{stray.path.name}", stray.path, "", ""), identity, seed)
             log.warning("%s: %s", stray.path, stray.reason)
             path = out / "records" / "skipped" / f"{_slug(str(stray.path.relative_to(root)))}.json"

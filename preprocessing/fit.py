@@ -17,8 +17,8 @@ from gsmae.gaussians import SH_DC, Gaussians
 
 from .cameras import Cameras
 from .density import Growth
-from .meshes import SurfaceSamples
 from .quality import evaluate
+from .surface import SurfaceSamples
 
 
 class FitConfig(Config):
@@ -179,7 +179,7 @@ def importance(gaussians: Gaussians, cameras: Cameras) -> Tensor:
     g = gaussians
     seen = ops.contributions(
         g.means, g.quats, g.scales, g.opacities, g.sh,
-        torch.from_numpy(cameras.viewmats), torch.from_numpy(cameras.Ks), cameras.width, cameras.height, torch.ones(3),
+        torch.from_numpy(cameras.viewmats), torch.from_numpy(cameras.Ks), cameras.width, cameras.height,
     )  # fmt: skip
     volume = g.scales.prod(dim=1)
     reference = volume.sort(descending=True).values[int(0.9 * (len(volume) - 1))].clamp_min(1e-30)

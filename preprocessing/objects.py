@@ -15,11 +15,12 @@ from gsmae.ply import write_ply
 
 from .cameras import test_cameras, train_cameras, val_cameras
 from .fit import fit
-from .meshes import load_mesh, part_labels, sample_surface
+from .meshes import load_mesh
 from .profiles import BuildConfig
 from .quality import Quality, evaluate
 from .render import render_views
 from .sources import MeshItem
+from .surface import part_labels, sample_surface
 
 THUMBNAIL = 200  # pixels
 
@@ -39,15 +40,17 @@ def make(
     Raises InputError for a mesh that cannot be used or a splat that is not good enough.
     """
     entered("load")
-    mesh = load_mesh(item.path)
+    mesh = load_mesh(item)
     samples = sample_surface(mesh, max(config.fit.initial, config.surface_points), seed)
 
     entered("render")
     size = config.resolution
+    # views are tested where there are views to train on: the paper's ShapeNet cameras only look down
+    heights = (0.0, 45.0) if config.rig == "paper" else (-90.0, 90.0)
     rigs = {
         "train": train_cameras(config.rig, config.views, size),
-        "val": val_cameras(config.val_views, size),
-        "test": test_cameras(config.test_views, size),
+        "val": val_cameras(config.val_views, size, *heights),
+        "test": test_cameras(config.test_views, size, *heights),
     }
     views = {name: render_views(mesh, cameras, config.supersample).images for name, cameras in rigs.items()}
 
