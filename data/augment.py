@@ -204,7 +204,7 @@ def stretch(gaussians: Gaussians, factors: Tensor) -> Gaussians:
     f = factors.to(gaussians.means.device, torch.float64)
     if f.shape != (3,) or not (f > 0).all():
         raise ValueError(f"factors are {factors.tolist()}, expected three positive numbers")
-    m = rotation_matrices(gaussians.rotations.double()) * gaussians.scales.double()[:, None, :]
+    m = rotation_matrices(unit_quats(gaussians.quats.double())) * gaussians.scales.double()[:, None, :]
     directions, scales = axes(f[:, None] * m)
     return gaussians.replace(
         means=gaussians.means * f.to(gaussians.means),

@@ -47,14 +47,17 @@ def axes(factors: Tensor, sweeps: int = 8) -> tuple[Tensor, Tensor]:
     One-sided Jacobi (Hestenes 1958): columns are turned into each other by the smallest angle until they are
     orthogonal. Unlike an eigendecomposition it keeps every axis near the column it came from (columns already
     orthogonal stay as they are, in order and sign), does not square small scales away, and is a few vectorised
-    operations on any device.
+    operations on any device. Columns orthogonal to within rounding are left alone: between axes of equal length any
+    angle would do, and noise would choose one.
     """
     columns = list(factors.unbind(-1))
+    noise = 8 * torch.finfo(factors.dtype).eps
     for _ in range(sweeps):
         for i, j in ((0, 1), (0, 2), (1, 2)):
             a, b = columns[i], columns[j]
-            cross = 2 * (a * b).sum(-1)
-            differ = (a * a).sum(-1) - (b * b).sum(-1)
+            aa, bb, ab = (a * a).sum(-1), (b * b).sum(-1), (a * b).sum(-1)
+            cross = torch.where(ab.abs() > noise * (aa * bb).sqrt(), 2 * ab, 0)
+            differ = aa - bb
             swap = differ < 0  # angle within 45 degrees: the longer column stays with its place
             angle = 0.5 * torch.atan2(torch.where(swap, -cross, cross), differ.abs())
             cos, sin = angle.cos()[..., None], angle.sin()[..., None]
