@@ -53,8 +53,10 @@ class TrainConfig(Config):
     """epochs between two checkpoints"""
     keep: int = 2
     """newest checkpoints that are kept, besides the best"""
-    augment: bool = True
-    """random turns about the vertical, isotropic scaling and shifts"""
+    queries: int = 2048
+    """labelled surface points drawn from each object, for part segmentation"""
+    augment: str = "default"
+    """a name in data.augment.AUGMENTATIONS: default (turns about the vertical, scales, shifts), paper, rotations, none"""
     seed: int = 0
     """of weights, order, windows, masks and dropout"""
 

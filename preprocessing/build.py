@@ -202,7 +202,7 @@ def _open(out: Path, identity: str, config: BuildConfig, parts: Parts, source: s
     sweep(out)
     write_json(
         path,
-        {"schema": SCHEMA, "frame": FRAME, "source": source, "root": str(root), "seed": seed,
+        {"schema": SCHEMA, "frame": FRAME, "source": source, "root": str(root.resolve()), "seed": seed,
          "config_hash": identity, "config": config.model_dump(mode="json"), "part_patterns": parts},
     )  # fmt: skip
     if parts:

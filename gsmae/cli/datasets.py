@@ -38,14 +38,17 @@ class PackArguments(Arguments):
 
 def pack(argv: list[str]) -> Outcome:
     """gsmae pack"""
+    from data.checks import verify
     from data.shards import pack as pack_splats
 
     a = parse(PackArguments, "pack", argv)
     report = pack_splats(
         a.builds, a.out, objects_per_shard=a.shard, quantize=None if a.quantize == "none" else a.quantize,
-        val_fraction=a.val, seed=a.seed,
+        val_fraction=a.val, seed=a.seed, progress=True,
     )  # fmt: skip
-    return Outcome(plain(report), 0, a.as_json)
+    found = verify(a.out).problems if a.verify else ()
+    summary = {**plain(report), "problems": plain(found)}
+    return Outcome(summary, 4 if found else 0, a.as_json)
 
 
 class CheckArguments(Arguments):
@@ -57,7 +60,7 @@ class CheckArguments(Arguments):
 
 def check(argv: list[str]) -> Outcome:
     """gsmae check"""
-    from data.shards import check as check_files
+    from data.checks import check as check_files
 
     a = parse(CheckArguments, "check", argv)
     problems = check_files(a.path)

@@ -13,7 +13,7 @@ import tyro
 
 from gsmae import recipes, zoo
 from gsmae.config import Config, digest, from_mapping, from_yaml, to_yaml
-from gsmae.errors import InputError
+from gsmae.errors import InputError, nearest_name
 from gsmae.features import FeatureSpec
 from gsmae.files import read_json, write_json
 from gsmae.tasks import TASKS, Segment
@@ -95,8 +95,6 @@ def finetune(argv: list[str]) -> Outcome:
         lines += [f"  {name:<10} {cls.__doc__}" for name, cls in FINETUNE.items()]
         return Outcome({}, 0, False, lines)
     if argv[0] not in FINETUNE:
-        from gsmae.errors import nearest_name
-
         return Outcome({}, 2, False, [f"gsmae finetune: unknown task '{argv[0]}': {nearest_name(argv[0], FINETUNE)}"])
     task = argv[0]
     a = _parse(FINETUNE[task], f"finetune {task}", task, argv[1:])
@@ -126,7 +124,6 @@ class EvaluateArguments(Arguments):
 
 def evaluate(argv: list[str]) -> Outcome:
     """gsmae evaluate"""
-    from data.batches import batches
     from data.datasets import SplatDataset
 
     a = parse(EvaluateArguments, "evaluate", argv)
@@ -134,7 +131,7 @@ def evaluate(argv: list[str]) -> Outcome:
     dataset = SplatDataset(a.data, split=a.split)
     _same_names(found, dataset, a.data)
     kept = found.path.parent / f"evaluation_{a.split}.json"
-    identity = {"checkpoint": found.path.name, "data": dataset.config_hash, "split": a.split}
+    identity = {"checkpoint": found.path.name, "data": dataset.fingerprint[:12], "split": a.split}
     if kept.exists() and not a.again:
         before = read_json(kept)
         if {k: before.get(k) for k in identity} == identity:
@@ -147,10 +144,7 @@ def evaluate(argv: list[str]) -> Outcome:
             )
     config = from_mapping(TrainConfig, found.state["train"], found.path / "state.json")
     device = _device(a.device)
-    stream = batches(
-        dataset, found.spec, batch_size=config.batch_size, gaussians=config.gaussians, seed=config.seed,
-        shuffle=False, augment=False, queries="all" if found.task == "segment" else None,
-    )  # fmt: skip
+    stream = _stream(dataset, found.spec, config, None, "all" if found.task == "segment" else None)
     with torch.no_grad():
         task = _task(found.task, dataset)
         metrics = task.evaluate(found.model.to(device), (b.to(device) for b in stream.epoch(0)))
@@ -173,7 +167,7 @@ def _parse(cls: type, verb: str, task: str, argv: list[str]) -> Any:
 
 def _run(a: Any, name: str, spec: FeatureSpec, model_config: Any, init: zoo.Trained | None) -> Outcome:
     """Train one task and say how it ended."""
-    from data.batches import batches
+    from data.augment import AUGMENTATIONS
     from data.datasets import SplatDataset
 
     sets = {split: SplatDataset(a.data, split=split) for split in ("train", "val")}
@@ -181,7 +175,7 @@ def _run(a: Any, name: str, spec: FeatureSpec, model_config: Any, init: zoo.Trai
     if name == "classify":
         model_config = model_config.model_copy(update={"classes": len(dataset.class_names)})
     if name == "segment":
-        parts = {"parts": len(dataset.part_names), "categories": len(dataset.class_names)}
+        parts = {"parts": dataset.n_parts, "categories": len(dataset.class_names)}
         if not parts["parts"]:
             raise InputError(a.data, "has no part labels", "build with --parts FILE and pack again")
         model_config = model_config.model_copy(update=parts)
@@ -191,21 +185,20 @@ def _run(a: Any, name: str, spec: FeatureSpec, model_config: Any, init: zoo.Trai
         _load_encoder(model, init)
     header = {
         "task": name, "spec": spec.model_dump(mode="json"), "model": model_config.model_dump(mode="json"),
-        "classes": list(dataset.class_names), "parts": list(dataset.part_names),
-        "data": {"path": str(a.data), "hash": dataset.config_hash},
+        "classes": list(dataset.class_names), "parts": _part_names(dataset),
+        "data": {"path": str(a.data), "hash": dataset.fingerprint[:12]},
         "init": str(init.path) if init else None, "versions": _versions(),
     }  # fmt: skip
     whole = type(a.run)(spec=spec, model=model_config, train=config)
     _open_run(a.out, whole, header)
-    queries = "labelled" if name == "segment" else None
+    if config.augment not in AUGMENTATIONS:
+        raise InputError("train.augment", f"'{config.augment}'", nearest_name(config.augment, AUGMENTATIONS))
+    queries = config.queries if name == "segment" else None
+    drop = len(dataset) >= config.batch_size  # BatchNorm is not to see a last batch of a few
     streams = {
-        split: batches(
-            sets[split], spec, batch_size=config.batch_size, gaussians=config.gaussians, seed=config.seed,
-            shuffle=split == "train", augment=split == "train" and config.augment,
-            queries=queries if split == "train" else queries and "all",
-        )
-        for split in sets
-    }  # fmt: skip
+        "train": _stream(dataset, spec, config, AUGMENTATIONS[config.augment], queries, drop_last=drop),
+        "val": _stream(sets["val"], spec, config, None, queries and "all"),
+    }
     report = train(task, model, streams["train"], streams["val"], config, a.out, header, device)
     write_json(a.out / "summary.json", plain(report))
     numbers = {k: round(v, 4) for k, v in report.metrics.items() if isinstance(v, float)}
@@ -217,9 +210,30 @@ def _run(a: Any, name: str, spec: FeatureSpec, model_config: Any, init: zoo.Trai
     return Outcome(plain(report), 0, a.as_json, lines)
 
 
+def _stream(dataset: Any, spec: FeatureSpec, config: TrainConfig, augment: Any, queries: Any, **more: Any) -> Any:
+    """Batches of one split: shuffled and moved where `augment` is given, else every object once in a fixed order."""
+    from data.batches import batches
+
+    return batches(
+        dataset, spec, batch_size=config.batch_size, gaussians=config.gaussians, seed=config.seed,
+        shuffle=augment is not None, augment=augment, queries=queries, **more,
+    )  # fmt: skip
+
+
+def _part_names(dataset: Any) -> list[str]:
+    """Names of the global parts, "category/part"."""
+    return [f"{category}/{part}" for category, names in dataset.part_names.items() for part in names]
+
+
+def _parts(dataset: Any) -> dict[str, list[int]]:
+    """category -> its global part indices"""
+    first = dataset.part_offsets
+    return {c: list(range(first[c], first[c] + len(names))) for c, names in dataset.part_names.items()}
+
+
 def _task(name: str, dataset: Any) -> Any:
     if name == "segment":
-        return Segment(list(dataset.class_names), dataset.category_parts)
+        return Segment(list(dataset.class_names), _parts(dataset))
     return TASKS[name]()
 
 
@@ -229,7 +243,7 @@ def _load_encoder(model: Any, init: zoo.Trained) -> None:
 
 
 def _same_names(found: zoo.Trained, dataset: Any, path: Path) -> None:
-    for what, ours in (("classes", dataset.class_names), ("parts", dataset.part_names)):
+    for what, ours in (("classes", dataset.class_names), ("parts", _part_names(dataset))):
         theirs = found.state.get(what, [])
         if found.task != "pretrain" and list(ours) != list(theirs):
             raise InputError(
