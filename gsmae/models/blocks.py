@@ -95,9 +95,10 @@ def partitioned(linear: nn.Linear, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor
     return F.linear(x, first, linear.bias), F.linear(y, second)
 
 
-def norm_rows(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
-    """Batch normalisation over all axes but the last."""
-    return norm(x.flatten(0, -2)).view_as(x)
+def norm_relu(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
+    """Batch normalisation over all axes but the last, then ReLU."""
+    # in place before the view: through a view autograd would copy all of it
+    return F.relu(norm(x.flatten(0, -2)), inplace=True).view_as(x)
 
 
 def initialize(module: nn.Module, generator: torch.Generator | None = None) -> None:

@@ -13,7 +13,7 @@ from ..config import Config
 from ..features import FeatureSpec
 from ..groups import Groups
 from ..ops import interpolate
-from .blocks import initialize, norm_rows, partitioned, token
+from .blocks import initialize, norm_relu, partitioned, token
 from .encoder import Encoder, EncoderConfig, thirds
 
 
@@ -152,8 +152,8 @@ class Segmenter(nn.Module):
         carried = self._carry(queries, groups.centers[..., :3].contiguous(), features)
         whole = [features.max(dim=1).values, features.mean(dim=1), self._name(category, features.dtype)]
         at_point, of_object = partitioned(self.head1, carried, torch.cat(whole, dim=-1)[:, None])
-        x = self.dropout(F.relu(norm_rows(self.head1_norm, at_point + of_object), inplace=True))
-        x = F.relu(norm_rows(self.head2_norm, self.head2(x)), inplace=True)
+        x = self.dropout(norm_relu(self.head1_norm, at_point + of_object))
+        x = norm_relu(self.head2_norm, self.head2(x))
         return F.log_softmax(self.head3(x), dim=-1)
 
     def _carry(self, queries: Tensor, centers: Tensor, features: Tensor) -> Tensor:
@@ -164,8 +164,8 @@ class Segmenter(nn.Module):
         """
         at_query, at_center = partitioned(self.carry1, queries.to(features.dtype), features)
         x = at_query + interpolate(queries, centers, at_center)
-        x = F.relu(norm_rows(self.carry1_norm, x), inplace=True)
-        return F.relu(norm_rows(self.carry2_norm, self.carry2(x)), inplace=True)
+        x = norm_relu(self.carry1_norm, x)
+        return norm_relu(self.carry2_norm, self.carry2(x))
 
     def _name(self, category: Tensor, dtype: torch.dtype) -> Tensor:
         one_hot = (category[:, None] == torch.arange(self.config.categories, device=category.device)).to(dtype)

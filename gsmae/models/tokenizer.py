@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import norm_rows, partitioned
+from .blocks import norm_relu, partitioned
 from .pooling import SplatPool
 
 
@@ -33,9 +33,9 @@ class Tokenizer(nn.Module):
 
     def forward(self, groups: Tensor) -> Tensor:
         x = groups.flatten(0, 1)
-        hidden = F.relu(norm_rows(self.lift_norm, self.lift(x)), inplace=True)
+        hidden = norm_relu(self.lift_norm, self.lift(x))
         mixed = self._mix(hidden) if self.pool is None else self._mix_slots(self.pool(self.local(hidden)))
-        mixed = F.relu(norm_rows(self.mix_norm, mixed), inplace=True)
+        mixed = norm_relu(self.mix_norm, mixed)
         return self.out(mixed).max(dim=1).values.unflatten(0, groups.shape[:2])
 
     def _mix(self, hidden: Tensor) -> Tensor:
@@ -48,8 +48,8 @@ class Tokenizer(nn.Module):
         shared, per_point = self.mix.weight.split(local.shape[-1], dim=1)
         bias = self.mix.bias + per_point @ self.local.bias
         shared = F.linear(local.max(dim=1, keepdim=True).values, shared, bias)
-        return shared + F.linear(hidden, per_point @ self.local.weight)
+        return F.linear(hidden, per_point @ self.local.weight).add_(shared)
 
     def _mix_slots(self, slots: Tensor) -> Tensor:
         shared, per_slot = partitioned(self.mix, slots.max(dim=1, keepdim=True).values, slots)
-        return shared + per_slot
+        return per_slot.add_(shared)

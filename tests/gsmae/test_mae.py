@@ -237,3 +237,19 @@ def test_reconstruction_is_the_truth_where_visible_and_the_prediction_where_mask
     centers = out.groups.centers[mask].unflatten(0, (2, 3))
     torch.testing.assert_close(rows[:, :3, :, :3], out.predicted["means"] + centers[:, :, None, :3])
     assert torch.equal(rows[:, :3, :, 3:11], truth[mask].unflatten(0, (2, 3))[..., 3:11])
+
+
+def test_half_precision_arithmetic_gives_nearly_the_same_loss():
+    model = network().eval()
+    points, mask = splats(), mask_for(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(points, mask)
+    assert half.decoded.dtype == torch.bfloat16 and half.loss.dtype == torch.float32
+    torch.testing.assert_close(half.loss, model(points, mask).loss, atol=0.02, rtol=0.02)
+
+
+def test_a_step_on_ready_groups_compiles_to_one_graph():
+    model = network()
+    groups, mask = model.encoder.group(splats()), mask_for(model)
+    compiled = torch.compile(model.eval(), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(groups, mask, 3).loss, model(groups, mask, 3).loss)
