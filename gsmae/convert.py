@@ -15,8 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from . import checkpoint
 from .errors import GsmaeError, InputError
 from .features import ALL, FeatureSpec
+from .files import sha256
 from .gaussians import columns
 from .models import (
     Classifier,
@@ -30,9 +32,11 @@ from .models import (
 from .released_names import POOL, PREFIX, Kind, Model, depth_of, kind_of, to_ours, to_released
 
 __all__ = [
+    "Converted",
     "Imported",
     "LoadReport",
     "build",
+    "convert",
     "import_released",
     "infer",
     "kind_of",
@@ -43,6 +47,7 @@ __all__ = [
 ]
 
 CAP = 2 << 30  # bytes of a checkpoint that will be read; the released ones have about 0.35e9 with their optimiser
+TASK_NAMES: dict[Kind, str] = {"mae": "pretrain", "cls": "classify", "seg": "segment"}
 WRAPPERS = ("base_model", "model_state_dict", "state_dict", "model")
 
 
@@ -72,6 +77,17 @@ class LoadReport:
 
 
 @dataclass(frozen=True)
+class Converted:
+    """A checkpoint folder made of a released file. `unused` are names of the file that mean nothing here."""
+
+    out: Path
+    task: str
+    parameters: int
+    unused: tuple[str, ...]
+    assumed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Imported:
     """A released network as ours. `assumed` says in words what the file does not tell."""
 
@@ -79,6 +95,38 @@ class Imported:
     kind: Kind
     report: LoadReport
     assumed: tuple[str, ...]
+
+
+def convert(
+    path: str | Path,
+    out: str | Path,
+    *,
+    heads: int | None = None,
+    groups: int = 64,
+    group_size: int | None = None,
+    group: tuple[str, ...] | None = None,
+    normalize: tuple[str, ...] | None = None,
+) -> Converted:
+    """Make a checkpoint folder, as training writes them, of a released file; arguments as of `import_released`."""
+    imported = import_released(
+        path, heads=heads, groups=groups, group_size=group_size, group=group, normalize=normalize
+    )
+    model = imported.model
+    state = {
+        "task": TASK_NAMES[imported.kind],
+        "spec": model.spec.model_dump(mode="json"),
+        "model": model.config.model_dump(mode="json"),
+        "classes": [],  # the released files hold no names
+        "parts": [],
+        "train": {},
+        "step": 0,
+        "epoch": 0.0,
+        "best": {},
+        "source": {"path": str(path), "sha256": sha256(path), "assumed": list(imported.assumed)},
+    }
+    checkpoint.save(out, state, model, None)
+    parameters = sum(p.numel() for p in model.parameters())
+    return Converted(Path(out), state["task"], parameters, imported.report.unexpected, imported.assumed)
 
 
 def import_released(

@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gsmae.convert import build, import_released, infer, load_weights, read_released, to_ours, to_released
+from gsmae.convert import build, convert, import_released, infer, load_weights, read_released, to_ours, to_released
 from gsmae.errors import InputError
-from gsmae.features import FeatureSpec
+from gsmae.features import ALL, FeatureSpec
 from gsmae.groups import random_mask
 from gsmae.models import ClassifierConfig, EncoderConfig, GaussianMAE, MAEConfig, Segmenter, SegmenterConfig
+from gsmae.zoo import load_trained
 
 ENCODER = EncoderConfig(width=12, depth=2, heads=2, groups=6, group_size=8)
 HINTS: dict[str, Any] = {"heads": 2, "groups": 6, "group_size": 8}
@@ -68,6 +69,16 @@ def test_a_network_comes_back_from_released_names_with_equal_outputs(tmp_path, n
     assert not (imported.report.missing or imported.report.unexpected or imported.report.mismatched)
     assert len(imported.report.used) == len(model.state_dict())
     torch.testing.assert_close(outputs(imported.model), outputs(model), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mae", "cls", "seg"])
+def test_a_converted_checkpoint_is_one_of_ours(tmp_path, name):
+    model = randomized(build(CONFIGS[name], FeatureSpec()))
+    torch.save(to_released(model), tmp_path / "released.pth")
+    done = convert(tmp_path / "released.pth", tmp_path / "ours", normalize=ALL, **HINTS)
+    trained = load_trained(tmp_path / "ours")
+    assert trained.task == done.task and trained.spec == model.spec and done.unused == ()
+    torch.testing.assert_close(outputs(trained.model), outputs(model), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("embed, width", [(("means",), 3), (("means", "opacities"), 4), (("means", "sh"), 6),
