@@ -13,6 +13,7 @@ from gsmae.gaussians import WIDTH, columns
 
 from .datasets import SplatDataset, to_gaussians
 
+MEANS, SCALES = (slice(columns([name])[0], columns([name])[-1] + 1) for name in ("means", "scales"))
 RAW = 14  # leading columns of a shard that features are made of; the rest is SH above degree 0
 
 
@@ -88,14 +89,18 @@ class MappedStore:
         self.constants = torch.full((len(dataset), 8), float("nan"))
 
     def windows(self, objects: np.ndarray, starts: np.ndarray, count: int) -> Tensor:
-        rows = np.concatenate([self._rows(int(i), int(s), count) for i, s in zip(objects, starts, strict=True)])
-        gaussians = to_gaussians(rows, 0)
+        rows = np.empty((len(objects), count, RAW), dtype=np.float32)
+        for k, (i, start) in enumerate(zip(objects.tolist(), starts.tolist(), strict=True)):
+            self._fill(rows[k], i, start)
+        gaussians = to_gaussians(rows.reshape(-1, RAW), 0)
         points, _ = normalize(gaussians, self.spec)  # right but for means and scales, which need the whole object
-        n = unstacked(self._stacked(objects).repeat_interleave(count, dim=0), self.spec.normalize)
-        means, scales = columns(["means"]), columns(["scales"])
-        points[:, means] = (gaussians.means - n.center) / n.radius[:, None]
-        points[:, scales] = (gaussians.scales / n.radius[:, None] - n.scale_center) / n.scale_radius[:, None]
-        return points.unflatten(0, (len(objects), count))
+        points, size = points.unflatten(0, (len(objects), count)), (len(objects), count)
+        n = unstacked(self._stacked(objects)[:, None], self.spec.normalize)
+        center, radius = n.center, n.radius[..., None]
+        points[..., MEANS] = (gaussians.means.unflatten(0, size) - center) / radius
+        scales = gaussians.scales.unflatten(0, size) / radius
+        points[..., SCALES] = (scales - n.scale_center) / n.scale_radius[..., None]
+        return points
 
     def normalization(self, objects: np.ndarray) -> Normalization:
         return unstacked(self._stacked(objects), self.spec.normalize)
@@ -118,12 +123,13 @@ class MappedStore:
                 self.constants[i] = stacked([constants])[0]
         return self.constants[torch.from_numpy(objects)]
 
-    def _rows(self, i: int, start: int, count: int) -> np.ndarray:
-        length = int(self.dataset.counts[i])
-        if start + count <= length:
-            return self.dataset.rows(i, start, start + count)[:, :RAW]
-        rows = self.dataset.rows(i)[:, :RAW]
-        return rows[(start + np.arange(count)) % length]
+    def _fill(self, out: np.ndarray, i: int, start: int) -> None:
+        """Consecutive rows of object i from `start`, wrapping at its end."""
+        length, done = int(self.dataset.counts[i]), 0
+        while done < len(out):
+            step = min(len(out) - done, length - start)
+            out[done : done + step] = self.dataset.rows(i, start, start + step)[:, :RAW]
+            done, start = done + step, 0
 
 
 def stacked(constants: list[Normalization]) -> Tensor:
@@ -134,7 +140,7 @@ def stacked(constants: list[Normalization]) -> Tensor:
 
 def unstacked(rows: Tensor, fields: tuple[str, ...]) -> Normalization:
     """The inverse of `stacked`: one Normalization whose tensors have a leading B."""
-    return Normalization(rows[:, :3], rows[:, 3], rows[:, 4:7], rows[:, 7], fields)
+    return Normalization(rows[..., :3], rows[..., 3], rows[..., 4:7], rows[..., 7], fields)
 
 
 def _gather(flat: Tensor, firsts: np.ndarray, lengths: np.ndarray, starts: np.ndarray, count: int) -> Tensor:
