@@ -23,7 +23,7 @@ from gsmae.files import read_json, sha256, sweep, write_json
 
 from .engines import ENGINES
 from .profiles import BuildConfig
-from .sources import SOURCES, MeshItem, detect, skipped
+from .sources import SOURCES, MeshItem, Skipped, detect, skipped
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +77,7 @@ def build(
     identity = digest(config, {"parts": parts or {}, "seed": seed, "version": VERSION})
     with _only_builder(out):
         _open(out, identity, config, parts or {}, name, root, seed)
-        for stray in skipped(root, name):
-            record = _blank(MeshItem(f"skipped/{stray.path.name}", stray.path, "", ""), identity, seed)
-            log.warning("%s: %s", stray.path, stray.reason)
-            path = out / "records" / "skipped" / f"{_slug(str(stray.path.relative_to(root)))}.json"
-            write_json(path, {**record, "status": "failed", "stage": "source", "reason": stray.reason})
+        strays = [] if limit else [_commit_stray(out, stray, root, identity, seed) for stray in skipped(root, name)]
         old = {item.uid: finished(out, item, identity) for item in items}
         todo = [i for i in items if (r := old[i.uid]) is None or (retry and r["status"] == "failed")]
         records = {uid: record for uid, record in old.items() if record is not None}
@@ -96,11 +92,11 @@ def build(
             failed = sum(r["status"] == "failed" for r in records.values())
             bar.set_postfix_str(f"{item.uid}{f', {failed} failed' if failed else ''}")
         bar.close()
-    ours = [records[item.uid] for item in items]
+    ours = [records[item.uid] for item in items] + strays
     good = [r for r in ours if r["status"] == "done"]
     return BuildReport(
         out=str(out),
-        objects=len(items),
+        objects=len(ours),
         done=len(good),
         failed=len(ours) - len(good),
         already=already,
@@ -184,6 +180,18 @@ def _commit_failure(
     return record
 
 
+def _commit_stray(out: Path, stray: Skipped, root: Path, identity: str, seed: int) -> dict[str, Any]:
+    """A failed record for something in the collection that no source can read."""
+    inside = stray.path.relative_to(root)
+    name = "".join(c if c.isalnum() or c in "._-" else "_" for c in "_".join(inside.parts[1:]) or inside.name)
+    category = inside.parts[0] if len(inside.parts) > 1 else ""
+    item = MeshItem(f"{category or 'skipped'}/{name}", stray.path, category, "")
+    record = {**_blank(item, identity, seed), "stage": "source", "reason": f"{stray.path}: {stray.reason}"}
+    log.warning("%s", record["reason"])
+    write_json(_record(out, item), record)
+    return record
+
+
 def _record(out: Path, item: MeshItem) -> Path:
     return out / "records" / f"{item.uid}.json"
 
@@ -223,7 +231,3 @@ def _only_builder(out: Path) -> Iterator[None]:
         except OSError:
             raise InputError(out, "another build is at work in this folder", "wait for it, or stop it") from None
         yield
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)

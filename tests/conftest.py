@@ -8,8 +8,20 @@ import pytest
 import torch
 
 from gsmae.gaussians import Gaussians
+from gsmae.ops.native import library
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small problems: waiting for a second thread costs more than it saves, most of all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    if library.available():
+        library.set_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
