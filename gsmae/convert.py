@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import checkpoint
 from .errors import GsmaeError, InputError
@@ -30,17 +30,16 @@ from .models import (
     SegmenterConfig,
 )
 from .released_names import POOL, PREFIX, Kind, Model, depth_of, kind_of, to_ours, to_released
+from .weights import LoadReport, load_weights
 
 __all__ = [
     "Converted",
     "Imported",
-    "LoadReport",
     "build",
     "convert",
     "import_released",
     "infer",
     "kind_of",
-    "load_weights",
     "read_released",
     "to_ours",
     "to_released",
@@ -49,31 +48,6 @@ __all__ = [
 CAP = 2 << 30  # bytes of a checkpoint that will be read; the released ones have about 0.35e9 with their optimiser
 TASK_NAMES: dict[Kind, str] = {"mae": "pretrain", "cls": "classify", "seg": "segment"}
 WRAPPERS = ("base_model", "model_state_dict", "state_dict", "model")
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What became of each name when weights met a model. Names are ours; unknown released ones are as they were.
-
-    used        copied into the model
-    missing     of the model, not among the weights
-    unexpected  among the weights, not of the model
-    mismatched  in both, with different shapes; not copied
-    """
-
-    used: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    mismatched: tuple[str, ...]
-
-    def require(self, path: str | Path, prefix: str = "") -> LoadReport:
-        """This report, if all of the model below `prefix` was loaded; else an InputError that says what was not."""
-        faults = [f"{n} is missing" for n in self.missing if n.startswith(prefix)]
-        faults += [n for n in self.mismatched if n.startswith(prefix)]
-        if faults:
-            more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
-            raise InputError(path, "; ".join(faults[:4]) + more, "do the configurations match?")
-        return self
 
 
 @dataclass(frozen=True)
@@ -223,29 +197,6 @@ def _unwrapped(content: Any) -> dict[str, Tensor]:
 
 def _plain(value: Tensor) -> bool:
     return value.layout == torch.strided and value.device.type == "cpu" and not value.is_complex()
-
-
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], only: str = "") -> LoadReport:
-    """Copy into a model what fits by name and shape, and say what did not.
-
-    weights  by our names, of a model of the same or another task
-    only     prefix of the names that are looked at, "encoder." to begin a task from another's encoder
-    """
-    own = {name: value for name, value in model.state_dict().items() if name.startswith(only)}
-    given = {name: value for name, value in weights.items() if name.startswith(only)}
-    shared = [name for name in own if name in given]
-    used = [name for name in shared if own[name].shape == given[name].shape]
-    model.load_state_dict({name: given[name] for name in used}, strict=False)
-    return LoadReport(
-        used=tuple(used),
-        missing=tuple(name for name in own if name not in given),
-        unexpected=tuple(name for name in given if name not in own),
-        mismatched=tuple(
-            f"{name} has shape {tuple(given[name].shape)} instead of {tuple(own[name].shape)}"
-            for name in shared
-            if own[name].shape != given[name].shape
-        ),
-    )
 
 
 def build(config: MAEConfig | ClassifierConfig | SegmenterConfig, spec: FeatureSpec) -> Model:

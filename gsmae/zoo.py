@@ -14,6 +14,7 @@ from .errors import InputError, nearest_name
 from .features import FeatureSpec
 from .models import Encoder
 from .tasks import TASKS
+from .weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def load_trained(path: str | Path) -> Trained:
     spec = from_mapping(FeatureSpec, state.get("spec"), where)
     config = from_mapping(TASKS[name].config, state.get("model"), where)
     model = TASKS[name].model(config, spec)
-    load_weights(model, found.weights, found.path)
+    load_weights(model, found.weights).require(found.path, exact=True)
     return Trained(model.eval(), name, spec, state, found.path)
 
 
@@ -58,17 +59,3 @@ def load(path: str | Path) -> Encoder:
     path  a run or checkpoint folder, pretrained or fine-tuned
     """
     return load_trained(path).model.encoder
-
-
-def load_weights(model: nn.Module, weights: dict[str, Any], path: str | Path) -> None:
-    """Put weights into a model, or say which are missing, left over or of another shape."""
-    own = model.state_dict()
-    problems = [f"missing '{k}'" for k in own if k not in weights] + [f"unknown '{k}'" for k in weights if k not in own]
-    problems += [
-        f"'{k}' is {tuple(weights[k].shape)}, the model's is {tuple(v.shape)}"
-        for k, v in own.items()
-        if k in weights and weights[k].shape != v.shape
-    ]
-    if problems:
-        raise InputError(path, f"weights do not fit the model: {'; '.join(problems[:3])} ({len(problems)} in all)")
-    model.load_state_dict(weights)

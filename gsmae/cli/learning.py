@@ -18,6 +18,7 @@ from gsmae.features import FeatureSpec
 from gsmae.files import read_json, write_json
 from gsmae.tasks import TASKS, Segment
 from gsmae.training import TrainConfig, train
+from gsmae.weights import load_weights
 
 from .verb import Arguments, Flag, Outcome, parse, plain, preset
 
@@ -182,7 +183,7 @@ def _run(a: Any, name: str, spec: FeatureSpec, model_config: Any, init: zoo.Trai
     task = _task(name, dataset)
     model = TASKS[name].model(model_config, spec, generator=torch.Generator().manual_seed(config.seed))
     if init:
-        _load_encoder(model, init)
+        load_weights(model.encoder, init.model.encoder.state_dict()).require(init.path)
     header = {
         "task": name, "spec": spec.model_dump(mode="json"), "model": model_config.model_dump(mode="json"),
         "classes": list(dataset.class_names), "parts": _part_names(dataset),
@@ -235,11 +236,6 @@ def _task(name: str, dataset: Any) -> Any:
     if name == "segment":
         return Segment(list(dataset.class_names), _parts(dataset))
     return TASKS[name]()
-
-
-def _load_encoder(model: Any, init: zoo.Trained) -> None:
-    """The pretrained encoder into a new network; refused where the two do not fit."""
-    zoo.load_weights(model.encoder, init.model.encoder.state_dict(), init.path)
 
 
 def _same_names(found: zoo.Trained, dataset: Any, path: Path) -> None:

@@ -100,8 +100,16 @@ class ConvertArguments(Arguments):
     """the released file"""
     out: Path
     """checkpoint folder to write"""
-    heads: int = 0
-    """attention heads; 0 = one per 64 of width, as all released models have"""
+    heads: int | None = None
+    """attention heads; None = one per 64 of width, as all released models have"""
+    groups: int = 64
+    """groups per splat that the model was trained with; the file does not tell"""
+    group_size: int | None = None
+    """Gaussians per group, where the file does not tell"""
+    group: tuple[str, ...] | None = None
+    """fields that the model groups by, where the width alone does not tell"""
+    normalize: tuple[str, ...] | None = None
+    """fields that were normalised; None = as the released configurations have it"""
 
 
 def convert(argv: list[str]) -> Outcome:
@@ -109,5 +117,8 @@ def convert(argv: list[str]) -> Outcome:
     from gsmae.convert import convert as convert_checkpoint
 
     a = parse(ConvertArguments, "convert", argv)
-    report = convert_checkpoint(a.checkpoint, a.out, heads=a.heads or None)
+    report = convert_checkpoint(
+        a.checkpoint, a.out, heads=a.heads, groups=a.groups, group_size=a.group_size, group=a.group,
+        normalize=a.normalize,
+    )  # fmt: skip
     return Outcome(plain(report), 0, a.as_json)

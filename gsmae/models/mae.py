@@ -34,9 +34,9 @@ class MAEConfig(Config):
     """which groups are hidden: any, or a contiguous block"""
     mask_ratio: float = Field(default=0.6, gt=0, lt=1)
     """share of the groups that is hidden, rounded down: 38 of 64"""
-    tokenize: Literal["visible", "all"] = "visible"
-    """groups that pass the tokenizer; the released code also tokenizes those it hides, and throws them away. The
-    outputs are equal but for BatchNorm, which in training sees the hidden groups too with "all" """
+    tokenize: Literal["all", "visible"] = "all"
+    """groups that pass the tokenizer. "all" as released: those that will be hidden are thrown away afterwards.
+    "visible" is much faster and in evaluation equal; in training, BatchNorm then sees only the visible groups"""
     match: Literal["slots", "nearest"] = "slots"
     """target of a predicted Gaussian's attributes: the Gaussian in the same slot, as released, or the one that the
     Chamfer distance of the positions pairs it with"""

@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gsmae.convert import build, convert, import_released, infer, load_weights, read_released, to_ours, to_released
+from gsmae.convert import build, convert, import_released, infer, read_released, to_ours, to_released
 from gsmae.errors import InputError
 from gsmae.features import ALL, FeatureSpec
 from gsmae.groups import random_mask
 from gsmae.models import ClassifierConfig, EncoderConfig, GaussianMAE, MAEConfig, Segmenter, SegmenterConfig
+from gsmae.weights import load_weights
 from gsmae.zoo import load_trained
 
 ENCODER = EncoderConfig(width=12, depth=2, heads=2, groups=6, group_size=8)

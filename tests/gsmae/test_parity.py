@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from gsmae.convert import build, infer, kind_of, load_weights, to_ours, to_released
+from gsmae.convert import build, infer, kind_of, to_ours, to_released
 from gsmae.features import FeatureSpec
 from gsmae.models import (
     Classifier,
@@ -26,6 +26,7 @@ from gsmae.models import (
     Segmenter,
     SegmenterConfig,
 )
+from gsmae.weights import load_weights
 
 pytestmark = pytest.mark.parity
 
