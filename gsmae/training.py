@@ -56,7 +56,7 @@ class TrainConfig(Config):
     queries: int = 2048
     """labelled surface points drawn from each object, for part segmentation"""
     augment: str = "default"
-    """a name in data.augment.AUGMENTATIONS: default (turns about the vertical, scales, shifts), paper, rotations, none"""
+    """moves of data.augment.AUGMENTATIONS: default (turns about the vertical, scales, shifts), paper, rotations, none"""
     seed: int = 0
     """of weights, order, windows, masks and dropout"""
 
