@@ -66,7 +66,7 @@ inline Block load_block(const Inputs& in, int64_t first) {
     for (int k = 0; k < in.sh_count; ++k) b.sh[k] = {load(sh[3 * k]), load(sh[3 * k + 1]), load(sh[3 * k + 2])};
 
     b.length2 = b.w * b.w + b.x * b.x + b.y * b.y + b.z * b.z;
-    const vint usable = b.length2 > QUAT_MIN;
+    const vint usable = ~(b.length2 <= QUAT_MIN);  // true for NaN, which then spoils the splat as it should
     const vfloat inverse = 1.0f / vsqrt(select(usable, b.length2, broadcast(1.0f)));
     const vfloat w = select(usable, b.w * inverse, broadcast(1.0f));
     const vfloat x = keep(usable, b.x * inverse), y = keep(usable, b.y * inverse), z = keep(usable, b.z * inverse);

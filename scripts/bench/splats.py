@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ class Clock:
     def __init__(self) -> None:
         self.times: dict[str, list[tuple[float, float]]] = {}
 
-    def time(self, name: str, call: Callable[[], object]) -> object:
+    def time(self, name: str, call: Callable[[], Any]) -> Any:
         cpu, wall = time.process_time(), time.perf_counter()
         result = call()
         spent = time.process_time() - cpu, time.perf_counter() - wall

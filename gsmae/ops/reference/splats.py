@@ -135,7 +135,7 @@ def rotation_matrices(quats: Tensor) -> Tensor:
     returns [..., 3, 3]
     """
     length2 = (quats * quats).sum(-1, keepdim=True)
-    usable = length2 > QUAT_MIN
+    usable = ~(length2 <= QUAT_MIN)  # true for NaN, which then spoils the splat as it should
     identity = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=quats.dtype, device=quats.device)
     unit = torch.where(usable, quats * torch.where(usable, length2, 1.0).rsqrt(), identity)
     w, x, y, z = unit.unbind(-1)
@@ -291,7 +291,7 @@ def _blend(drawn: _Drawn, width: int, height: int, background: Tensor) -> tuple[
     tiles = list(_tiles(drawn, width, height))
     pairs = sum(len(tile.inside) * len(tile.pixels) for tile in tiles)
     rows: dict[int, list[Tensor]] = {}
-    blank = drawn.colors.new_zeros(1, 1, 4)
+    blank = drawn.colors.new_zeros(1, 1, 4) + 0 * drawn.colors.sum()  # differentiable even if nothing is in sight
     by_place = {(tile.rows.start, tile.columns.start): tile for tile in tiles}
     for top in range(0, height, TILE):
         for left in range(0, width, TILE):
