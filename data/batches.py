@@ -196,7 +196,8 @@ class BatchStream:
         if not self.shuffle or name == "queries" and self.queries == "all":
             return np.zeros(len(objects), dtype=np.int64)
         keys = self._uids[objects] ^ np.uint64(draws.key(self.seed, name, epoch))
-        return (draws.uniforms(keys, 1)[:, 0] * counts[objects]).astype(np.int64)
+        lengths = counts[objects].astype(np.int64)
+        return np.minimum((draws.uniforms(keys, 1)[:, 0] * lengths).astype(np.int64), lengths - 1)
 
 
 def _has_parts(dataset: SplatDataset) -> None:

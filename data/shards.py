@@ -79,8 +79,8 @@ def pack(
 
     The rows of every object are brought into one random order that depends on (seed, uid) alone. A run of consecutive
     rows of a shuffled object is then a uniform sample of it without replacement, and costs one read. Equal input gives
-    equal bytes. The folder is a pack once pack.json is there: a killed run leaves none, and the same call finishes it,
-    taking whole shards over; the same call on a finished pack does nothing.
+    equal bytes (with the same versions of h5py and pyarrow). The folder is a pack once pack.json is there: a killed run
+    leaves none, and the same call finishes it, taking whole shards over; the same call on a finished pack does nothing.
 
     builds             build folders, or `Build`s as `data.released` makes them
     objects_per_shard  one shard is held in memory while it is written (230 MB for 512 objects of 8,000 Gaussians)
@@ -90,7 +90,8 @@ def pack(
     min_psnr           leave out objects fitted worse, or of unknown quality
 
     Raises InputError: not a build, nothing to pack, one uid twice, part names that disagree, a splat that differs from
-    its record or is broken, a folder that holds something else.
+    its record or is broken, a folder that holds something else, a disk that fails or
+    is full.
     """
     if objects_per_shard < 1:
         raise ValueError(f"objects_per_shard is {objects_per_shard}, expected at least 1")
@@ -114,7 +115,26 @@ def pack(
         if info.inputs != plan.inputs:
             raise InputError(out, "holds a pack of other objects or options", "name another folder, or delete this one")
         return _report(out, info, already=True, reused=0)
+    try:
+        return _pack(out, plan, loaded, options, progress)
+    except OSError as error:
+        cure = "see that it is writable and has room, and run the same command again"
+        raise InputError(
+            error.filename or out, f"reading or writing failed: {error.strerror or error}", cure
+        ) from error
+
+
+def raw_rows(gaussians: Gaussians) -> np.ndarray:
+    """The raw values of a splat as one matrix in the column order of `shardfile.column_names`: [N, C] float32."""
+    g = gaussians
+    parts = [g.means, g.quats, g.log_scales, g.logit_opacities[:, None], g.sh.flatten(1)]
+    return np.concatenate([p.detach().cpu().numpy() for p in parts], axis=1).astype(np.float32, copy=False)
+
+
+def _pack(out: Path, plan: Plan, builds: list[Build], options: dict, progress: bool) -> PackReport:
+    """Write shards, index and pack.json, in this order."""
     _prepare(out)
+    objects_per_shard = options["objects_per_shard"]
     chunks = [plan.items[k : k + objects_per_shard] for k in range(0, len(plan.items), objects_per_shard)]
     shards, rows, reused, without = [], [], 0, 0
     with tqdm(total=len(plan.items), desc="pack", unit="object", disable=not progress) as bar:
@@ -145,7 +165,7 @@ def pack(
             "inputs": plan.inputs,
             "sources": [
                 {"layout": b.layout, "config_hash": b.config_hash, "seed": b.seed, "objects": len(b.done)}
-                for b in sorted(loaded, key=lambda b: (b.config_hash, b.seed, len(b.done)))
+                for b in sorted(builds, key=lambda b: (b.config_hash, b.seed, len(b.done)))
             ],
             "class_names": plan.class_names,
             "part_names": plan.part_names,
@@ -153,7 +173,7 @@ def pack(
             "gaussians": sum(s["gaussians"] for s in shards),
             "points": sum(r["points"] for r in rows),
             "splits": plan.assignment.counts(),
-            "split_rule": {"seed": seed, "val_fraction": val_fraction, **rule},
+            "split_rule": {"seed": options["seed"], "val_fraction": options["val_fraction"], **rule},
             "below_psnr": plan.below,
             "without_points": without,
             "leaks": len(plan.leaks),
@@ -164,13 +184,6 @@ def pack(
     )
     write_json(out / PACK, info.model_dump(mode="json", by_alias=True))
     return _report(out, info, already=False, reused=reused)
-
-
-def raw_rows(gaussians: Gaussians) -> np.ndarray:
-    """The raw values of a splat as one matrix in the column order of `shardfile.column_names`: [N, C] float32."""
-    g = gaussians
-    parts = [g.means, g.quats, g.log_scales, g.logit_opacities[:, None], g.sh.flatten(1)]
-    return np.concatenate([p.detach().cpu().numpy() for p in parts], axis=1).astype(np.float32, copy=False)
 
 
 def _report(out: Path, info: PackInfo, *, already: bool, reused: int) -> PackReport:
