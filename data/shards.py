@@ -90,8 +90,7 @@ def pack(
     min_psnr           leave out objects fitted worse, or of unknown quality
 
     Raises InputError: not a build, nothing to pack, one uid twice, part names that disagree, a splat that differs from
-    its record or is broken, a folder that holds something else, a disk that fails or
-    is full.
+    its record or is broken, a folder that holds something else, a full or failing disk.
     """
     if objects_per_shard < 1:
         raise ValueError(f"objects_per_shard is {objects_per_shard}, expected at least 1")
@@ -119,9 +118,8 @@ def pack(
         return _pack(out, plan, loaded, options, progress)
     except OSError as error:
         cure = "see that it is writable and has room, and run the same command again"
-        raise InputError(
-            error.filename or out, f"reading or writing failed: {error.strerror or error}", cure
-        ) from error
+        cause = f"reading or writing failed: {error.strerror or error}"
+        raise InputError(error.filename or out, cause, cure) from error
 
 
 def raw_rows(gaussians: Gaussians) -> np.ndarray:
