@@ -46,6 +46,12 @@ class Augmentation(Config):
     mirror: float = 0.0
     """probability of a mirror image (x to -x)"""
 
+    @property
+    def idle(self) -> bool:
+        """True where nothing can move."""
+        still = self.scale == self.stretch == (1, 1)
+        return still and self.turn == "none" and self.shift == self.mirror == 0
+
     @field_validator("scale", "stretch")
     @classmethod
     def _range(cls, value: tuple[float, float]) -> tuple[float, float]:

@@ -183,7 +183,7 @@ class BatchStream:
                 beyond = torch.arange(count)[None] >= torch.from_numpy(lengths)[:, None]
                 parts = parts.masked_fill(beyond.to(parts.device), -1)
             mask = self._part_mask[labels].to(store.device)
-        if self.augment is not None:
+        if self.augment is not None and not self.augment.idle:
             keys = self._uids[objects] ^ np.uint64(draws.key(self.seed, "augment", epoch))
             moves = moves_of(self.augment, torch.from_numpy(draws.uniforms(keys, DRAWS))).to(store.device)
             points = move_points(points, moves, store.normalization(objects))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
-from data.augment import Augmentation
+from data.augment import AUGMENTATIONS, Augmentation
 from data.batches import batches
 from data.datasets import SplatDataset, to_gaussians
 from data.shards import pack
@@ -194,6 +194,12 @@ def test_all_labelled_points_are_asked_once_in_the_frame_of_the_means(packed):
                 first = dataset.part_offsets[uid.split("/")[0]]
                 own = len(dataset.part_names[uid.split("/")[0]])
                 assert mask.nonzero()[:, 0].tolist() == list(range(first, first + own))
+
+
+def test_the_augmentation_none_is_no_augmentation(train):
+    none, still = (batches(train, SPEC, batch_size=16, gaussians=20, augment=a) for a in (AUGMENTATIONS["none"], None))
+    assert all_same(none.epoch(1), still.epoch(1))
+    assert [name for name, a in AUGMENTATIONS.items() if a.idle] == ["none"]
 
 
 def test_queries_move_with_the_splat(packed):
