@@ -40,12 +40,16 @@ class Growth:
             p["means"], p["quats"], p["log_scales"], p["logit_opacities"], torch.cat([p["sh0"], p["shN"]], dim=1)
         )
 
-    def update(self, screen_gradient: Tensor | None, lr_means: float) -> None:
+    def update(self, screen_gradient: Tensor | None, share: float) -> None:
         """One Adam step with the gradients at hand; remembers how hard each Gaussian is pulled across the screen.
 
         screen_gradient  [1, N, 2] in pixels
+        share            of the schedule that is done; decides the rate of the centres
         """
-        self.optimizer.param_groups[0]["lr"] = lr_means
+        c = self.config
+        for group in self.optimizer.param_groups:
+            if group["name"] == "means":
+                group["lr"] = c.lr_means * (c.lr_means_end / c.lr_means) ** share
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if screen_gradient is not None:

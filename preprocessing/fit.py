@@ -34,15 +34,15 @@ class FitConfig(Config):
     """degree of the spherical harmonics, 0 to 3; the light is fixed in the world, so 0 serves matt objects"""
     sh_every: int = 1000
     """steps after which one more degree of the harmonics is freed"""
-    lr_means: float = 1e-3
+    lr_means: float = 4e-3
     """rate of the centres at the start, in units of the object's radius"""
-    lr_means_end: float = 1e-5
+    lr_means_end: float = 1e-4
     """rate of the centres at the end; exponential in between"""
-    lr_sh: float = 1e-2
+    lr_sh: float = 2e-2
     """rate of the base colour; higher harmonics get a twentieth"""
     lr_opacities: float = 5e-2
     """rate of the opacity logits"""
-    lr_scales: float = 1e-2
+    lr_scales: float = 3e-2
     """rate of the logarithms of the scales"""
     lr_quats: float = 5e-3
     """rate of the quaternions"""
@@ -56,7 +56,7 @@ class FitConfig(Config):
     """steps between two densifications"""
     grow_gradient: float = 1e-4
     """mean screen-space gradient (in units of half the picture) above which a Gaussian is cloned or split"""
-    split_scale: float = 0.02
+    split_scale: float = 0.01
     """Gaussians larger than this are split, smaller ones cloned"""
     opacity_floor: float = 0.005
     """Gaussians fainter than this are removed at each densification"""
@@ -107,7 +107,6 @@ def fit(
     viewmats, intrinsics = torch.from_numpy(cameras.viewmats), torch.from_numpy(cameras.Ks)
     white = torch.ones(3)
     state = Growth(initialise(samples, config), config, cameras.width, generator)
-    decay = (config.lr_means_end / config.lr_means) ** (1 / max(config.iterations, 1))
     best, best_psnr, history, stale, bad = None, -math.inf, [], 0, 0
     order: list[int] = []
 
@@ -141,7 +140,7 @@ def fit(
             continue
         bad = 0
         loss.backward()
-        state.update(offsets.grad, lr_means=config.lr_means * decay**step)
+        state.update(offsets.grad, step / config.iterations)
         state.grow(step, lambda g: importance(g, cameras))
         if step % config.val_every == 0:
             look(step)

@@ -100,7 +100,7 @@ def test_splitting_keeps_rows_and_optimiser_state_together(make_splat):
     for step in range(1, 6):
         for parameter in state.parameters.values():
             parameter.grad = torch.ones_like(parameter)
-        state.update(torch.ones(1, len(state.parameters["means"]), 2), 1e-3)
+        state.update(torch.ones(1, len(state.parameters["means"]), 2), 0.5)
         state.grow(step * 10, lambda g: torch.zeros(len(g)))
     assert 20 < len(state.parameters["means"]) <= 40
     for parameter in state.parameters.values():
