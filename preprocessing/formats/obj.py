@@ -1,0 +1,205 @@
+"""Wavefront OBJ files with the material, object and group name of every face.
+
+A reader of our own: trimesh 5 merges faces by material and loses group names, names of materials without a library,
+texture coordinates of faces in mixed chunks and every library after the first, and it does not notice an index 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from gsmae.errors import InputError
+
+from .assets import Assets
+from .mtl import read_mtl
+from .polygons import triangulate
+from .raw import GREY, WHITE, Material, RawMesh, numbers, unit_range
+
+
+@dataclass
+class _Lines:
+    """The lines of an OBJ by kind, and for runs of faces the material and group in force."""
+
+    v: list[str] = field(default_factory=list)
+    vt: list[str] = field(default_factory=list)
+    vn: list[str] = field(default_factory=list)
+    f: list[str] = field(default_factory=list)
+    libraries: list[str] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    materials: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+
+
+def read_obj(path: Path, assets: Assets) -> RawMesh:
+    """Read an OBJ; y is up. `groups` are "object/group" where the file has both, else whichever it has.
+
+    Raises InputError for a file that does not parse or whose faces name vertices that it does not have.
+    """
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    lines = _sort_lines(text)
+    table, colors = _vertices(path, lines.v)
+    sizes, corners = _corners(path, lines)
+    position = _checked(path, corners[:, 0], len(table), "vertex", required=True)
+    corner, polygon = triangulate(table[position], sizes)
+
+    library = _libraries(lines.libraries, assets)
+    run = np.searchsorted(lines.starts, polygon, side="right") - 1
+    names, material = _index([lines.materials[r] for r in range(len(lines.starts))], run)
+    groups, group = _index(lines.groups, run)
+    for name in names:
+        if name and name not in library and library:
+            assets.warn(f"material {name} is in none of the file's libraries; it is drawn grey")
+    plain = GREY if colors is None else WHITE
+    return RawMesh(
+        vertices=table,
+        faces=position[corner],
+        up="y",
+        normals=_attribute(path, lines.vn, 3, corners[:, 2][corner], "normal"),
+        uvs=_attribute(path, lines.vt, 2, corners[:, 1][corner], "texture coordinate"),
+        colors=None if colors is None else colors[position[corner]],
+        material=material,
+        materials=tuple(library.get(name, Material(name, color=plain)) for name in names),
+        group=group,
+        groups=tuple(groups),
+    )
+
+
+def _sort_lines(text: str) -> _Lines:
+    """One pass over the text."""
+    out = _Lines()
+    material = thing = group = ""
+    state = None
+    if "\\" in text:
+        text = text.replace("\\\r\n", " ").replace("\\\n", " ")
+    for line in text.splitlines():
+        word = line.split(None, 1)
+        if not word:
+            continue
+        key, rest = word[0], word[1] if len(word) > 1 else ""
+        if key == "v":
+            out.v.append(rest)
+        elif key == "vt":
+            out.vt.append(rest)
+        elif key == "vn":
+            out.vn.append(rest)
+        elif key in ("f", "fo"):
+            if state != (material, thing, group):
+                state = (material, thing, group)
+                out.starts.append(len(out.f))
+                out.materials.append(material)
+                out.groups.append("/".join(filter(None, (thing, group))))
+            if "#" in rest:
+                rest = rest.partition("#")[0]
+            out.f.append(_absolute(rest, out) if "-" in rest else rest)
+        elif key == "usemtl":
+            material = rest.strip()
+        elif key == "o":
+            thing, group = rest.strip(), ""
+        elif key == "g":
+            group = " ".join(rest.split())
+        elif key == "mtllib":
+            out.libraries.append(rest.strip())
+    return out
+
+
+def _absolute(face: str, lines: _Lines) -> str:
+    """A face line with negative, relative indices, as absolute ones (1 is the first)."""
+    counts = (len(lines.v), len(lines.vt), len(lines.vn))
+    return " ".join(
+        "/".join(
+            str(counts[place] + 1 + int(index)) if index.startswith("-") and index[1:].isdigit() else index
+            for place, index in zip(range(3), corner.split("/"), strict=False)
+        )
+        for corner in face.split()
+    )
+
+
+def _vertices(path: Path, lines: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Positions [V, 3] and colours [V, 4], or None where not every vertex has one."""
+    rows = [line.split() for line in lines]
+    widths = {len(row) for row in rows}
+    if widths and min(widths) < 3:
+        raise InputError(path, "a vertex has fewer than three numbers", "the file is damaged or truncated")
+    width = 6 if widths and min(widths) >= 6 else 3
+    table = numbers(path, "a vertex", chain.from_iterable(row[:width] for row in rows), np.float64).reshape(-1, width)
+    if width == 3:
+        return table, None
+    colors = np.ones((len(table), 4))
+    colors[:, :3] = unit_range(table[:, 3:])
+    return np.ascontiguousarray(table[:, :3]), colors
+
+
+def _corners(path: Path, lines: _Lines) -> tuple[np.ndarray, np.ndarray]:
+    """Corners per face [P] and the indices v, vt, vn of every corner [M, 3]; 0-based, -1 where not given."""
+    faces = [line.split() for line in lines.f]
+    sizes = np.array([len(face) for face in faces], dtype=np.int64)
+    flat = list(chain.from_iterable(faces))
+    slashes = {token.count("/") for token in flat}
+    double = sum("//" in token for token in flat)
+    out = np.zeros((len(flat), 3), dtype=np.int64)
+    if not flat:
+        return sizes, out
+    if slashes == {0}:
+        out[:, 0] = numbers(path, "a face", flat, np.int64)
+    elif len(slashes) == 1 and double in (0, len(flat)) and not any(token.endswith("/") for token in flat):
+        columns = [0, 2] if double else [0, 1, 2][: slashes.pop() + 1]
+        split = " ".join(flat).replace("/", " ").split()
+        if len(split) != len(flat) * len(columns):
+            raise InputError(path, "a face has a corner without numbers", "the file is damaged")
+        out[:, columns] = numbers(path, "a face", split, np.int64).reshape(-1, len(columns))
+    else:
+        padded = ((token + "//").split("/")[:3] for token in flat)
+        out[:] = numbers(path, "a face", (x or "0" for token in padded for x in token), np.int64).reshape(-1, 3)
+    return sizes, out - 1
+
+
+def _checked(path: Path, index: np.ndarray, count: int, what: str, required: bool) -> np.ndarray:
+    """`index`, refusing one that is out of range; -1 is "not given" where it is not required."""
+    least = 0 if required else -1
+    wrong = (index < least) | (index >= count)
+    if wrong.any():
+        raise InputError(
+            path, f"a face names {what} {int(index[wrong][0]) + 1} of {count}", "the file is damaged or truncated"
+        )
+    return index
+
+
+def _attribute(path: Path, lines: list[str], width: int, index: np.ndarray, what: str) -> np.ndarray | None:
+    """Values [F, 3, width] of an attribute at the corners `index` [F, 3], NaN where not given; None where none is."""
+    if not lines or not (index >= 0).any():
+        return None
+    rows = [line.split() for line in lines]
+    tokens = chain.from_iterable((row + ["0"] * width)[:width] for row in rows)  # a texture coordinate may be just u
+    table = numbers(path, f"a {what}", tokens, np.float64).reshape(-1, width)
+    _checked(path, index, len(table), what, required=False)
+    return np.vstack([table, np.full(width, np.nan)])[index]
+
+
+def _libraries(names: list[str], assets: Assets) -> dict[str, Material]:
+    """Materials of every library named; `mtllib a b` is one name with a space, or else two."""
+    found: dict[str, Material] = {}
+    for entry in names:
+        whole = assets.find(entry) is not None
+        for name in [entry] if whole else entry.split():
+            try:
+                text = assets.read(name).decode("utf-8", errors="replace")
+            except FileNotFoundError:
+                assets.warn(f"material library {name} is missing; its materials are drawn grey")
+                continue
+            found.update(read_mtl(text, Path(name.replace("\\", "/")).name, assets))
+    return found
+
+
+def _index(values: list[str], run: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Distinct names in order of appearance, and for each face the name of its run."""
+    distinct = list(dict.fromkeys(values))
+    place = np.array([distinct.index(value) for value in values], dtype=np.int32)
+    return distinct, place[run] if len(place) else np.zeros(0, dtype=np.int32)
