@@ -13,10 +13,7 @@ from gsmae.files import sha256
 
 from .formats import READERS, Assets, RawMesh
 from .sources import MeshItem
-from .surface import SurfaceSamples, part_labels, sample_surface
 from .textures import is_cutout, pyramid
-
-__all__ = ["Mesh", "SurfaceSamples", "load_mesh", "part_labels", "sample_surface"]
 
 MAX_FACES = 20_000_000
 MAX_BYTES = 4 << 30  # of a mesh file

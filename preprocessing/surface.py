@@ -5,16 +5,13 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gsmae.errors import InputError
 
+from .meshes import Mesh
 from .textures import sample_trilinear
-
-if TYPE_CHECKING:
-    from .meshes import Mesh
 
 VISIBLE = 0.5  # opacity below which a texel of a cut-out texture is a hole
 FAINT = 1 / 255  # opacity below which a surface is not there at all

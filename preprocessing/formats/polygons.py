@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
+@np.errstate(over="ignore", invalid="ignore")  # whether positions are finite is checked when the mesh is complete
 def triangulate(points: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Triangles that cover each polygon once, in the polygons' order and winding.
 
