@@ -39,10 +39,10 @@ class SegmentRun(Config):
     train: TrainConfig = TrainConfig(lr=2e-4, batch_size=16, gaussians=2048, clip=10)
 
 
-def _quick(epochs: int, lr: float, clip: float = 10) -> TrainConfig:
+def _quick(epochs: int, lr: float) -> TrainConfig:
     return TrainConfig(
-        epochs=epochs, batch_size=8, gaussians=512, lr=lr, warmup_epochs=epochs / 20, clip=clip, val_every=10,
-        save_every=50,
+        epochs=epochs, batch_size=8, gaussians=512, queries=512, lr=lr, warmup_epochs=epochs / 20, clip=10,
+        val_every=10, save_every=100,
     )  # fmt: skip
 
 
@@ -51,18 +51,18 @@ def _quick(epochs: int, lr: float, clip: float = 10) -> TrainConfig:
 # base: the paper. 300 epochs of 51,934 objects on one GPU; not measured here, see docs/results.md.
 PRETRAIN = {
     "tiny": PretrainRun(
-        model=MAEConfig(encoder=QUICK, decoder_depth=1, decoder_heads=3), train=_quick(epochs=150, lr=1e-3)
+        model=MAEConfig(encoder=QUICK, decoder_depth=1, decoder_heads=3), train=_quick(epochs=600, lr=1e-3)
     ),
     "small": PretrainRun(model=MAEConfig(encoder=SMALL, decoder_depth=2, decoder_heads=3)),
     "base": PretrainRun(),
 }
 CLASSIFY = {
-    "tiny": ClassifyRun(model=ClassifierConfig(encoder=QUICK), train=_quick(epochs=60, lr=5e-4)),
+    "tiny": ClassifyRun(model=ClassifierConfig(encoder=QUICK), train=_quick(epochs=200, lr=5e-4)),
     "small": ClassifyRun(model=ClassifierConfig(encoder=SMALL)),
     "base": ClassifyRun(),
 }
 SEGMENT = {
-    "tiny": SegmentRun(model=SegmenterConfig(encoder=QUICK), train=_quick(epochs=60, lr=5e-4)),
+    "tiny": SegmentRun(model=SegmenterConfig(encoder=QUICK), train=_quick(epochs=150, lr=5e-4)),
     "small": SegmentRun(model=SegmenterConfig(encoder=SMALL)),
     "base": SegmentRun(),
 }

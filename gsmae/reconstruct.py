@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,11 +24,13 @@ class Reconstruction:
     input      the groups as they were
     visible    the groups that the network saw
     predicted  those, and its prediction of all others
+    thinned    Gaussians of the original for each that was drawn
     """
 
     input: Gaussians
     visible: Gaussians
     predicted: Gaussians
+    thinned: float
 
 
 def reconstruct_splat(model: GaussianMAE, splat: Gaussians, seed: int) -> Reconstruction:
@@ -46,11 +49,18 @@ def reconstruct_splat(model: GaussianMAE, splat: Gaussians, seed: int) -> Recons
         truth = truth.flatten(1, 2)[0].cpu()
         made = filled(output)[0].cpu()
     hidden = int(output.mask.sum()) * size
-    return Reconstruction(*(denormalize(p, how) for p in (truth, truth[hidden:], made)))
+    splats = (denormalize(p, how) for p in (truth, truth[hidden:], made))
+    return Reconstruction(*splats, thinned=len(splat) / len(keep))
 
 
 def picture(made: Reconstruction, size: int) -> Image.Image:
-    """input | visible | predicted, side by side, from the same side."""
+    """input | visible | predicted, side by side, from the same side.
+
+    The few Gaussians that were drawn are shown so much larger that they cover the surface as all of them did.
+    """
     viewmats, intrinsics = orbit(1, size)
-    row = [render(g, viewmats, intrinsics, size, size)[0] for g in (made.input, made.visible, made.predicted)]
+    larger = 0.5 * math.log(made.thinned)
+    row = []
+    for g in (made.input, made.visible, made.predicted):
+        row += list(render(g.replace(log_scales=g.log_scales + larger), viewmats, intrinsics, size, size))
     return Image.fromarray((torch.cat(row, dim=1).numpy() * 255).round().astype(np.uint8))

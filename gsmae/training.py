@@ -56,7 +56,7 @@ class TrainConfig(Config):
     queries: int = 2048
     """labelled surface points drawn from each object, for part segmentation"""
     augment: str = "default"
-    """moves of data.augment.AUGMENTATIONS: default (turns about the vertical, scales, shifts), paper, rotations, none"""
+    """moves of data.augment.AUGMENTATIONS: default (turns about the vertical, scale, shift), paper, rotations, none"""
     seed: int = 0
     """of weights, order, windows, masks and dropout"""
 
@@ -164,7 +164,8 @@ def train(
             for key, value in metrics.items():
                 if isinstance(value, int | float):
                     writer.add_scalar(f"val/{key}", value, step)
-        score = direction * metrics[name] if name in metrics else float(step)
+        # equal accuracies, of few objects for instance, are told apart by the loss
+        score = [direction * metrics[name], -metrics.get("loss", 0.0)] if name in metrics else [float(step)]
         if not best or score > best["score"]:
             best = {"checkpoint": f"{checkpoint.PREFIX}{step:08d}", "step": step, "score": score, "metrics": metrics}
 

@@ -54,7 +54,7 @@ class FitConfig(Config):
     """share of the schedule at which densification ends"""
     grow_every: int = 50
     """steps between two densifications"""
-    grow_gradient: float = 1e-4
+    grow_gradient: float = 8e-4
     """mean screen-space gradient (in units of half the picture) above which a Gaussian is cloned or split"""
     split_scale: float = 0.01
     """Gaussians larger than this are split, smaller ones cloned"""

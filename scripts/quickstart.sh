@@ -15,7 +15,7 @@ run() { # a verb that finishes with some objects failed (4) has told so, and the
   gsmae "$@" || [[ $? == 4 ]]
 }
 
-run build "$root/examples/meshes" --out "$out/build" --profile tiny --parts "$root/examples/parts.json"
+run build "$root/examples/meshes" --out "$out/build" --profile fast --parts "$root/examples/parts.json"
 run pack "$out/build" --out "$out/pack"
 run check "$out/build"
 run check "$out/pack"

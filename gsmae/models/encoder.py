@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from ..config import Config
 from ..features import FeatureSpec, normalize
 from ..gaussians import Gaussians, columns
-from ..groups import Groups, group, rows, select
-from ..ops import farthest_points
+from ..groups import Groups, group, select
 from .blocks import PositionEmbedding, initialize, stack
 from .tokenizer import Tokenizer
 
@@ -126,14 +125,15 @@ class Encoder(nn.Module):
     def forward(self, splat: Gaussians | Tensor) -> Encoded:
         """Features of whole splats.
 
-        splat  Gaussians, which are normalised by the encoder's own FeatureSpec and thinned by farthest point sampling
-               to `config.points`; or normalised columns, [N, 14] or [B, N, 14], which are taken as they are
+        splat  Gaussians, which are normalised by the encoder's own FeatureSpec and thinned to `config.points`, drawn
+               at random as in training but always the same ones; or normalised columns, [N, 14] or [B, N, 14], which
+               are taken as they are
         """
         device = self.norm.weight.device
         if isinstance(splat, Gaussians):
             points = normalize(splat, self.spec)[0].to(device)[None]
-            keep = min(self.config.points, points.shape[1])
-            points = rows(points, farthest_points(points[..., :3], keep))
+            drawn = torch.randperm(len(splat), generator=torch.Generator().manual_seed(0))[: self.config.points]
+            points = points[:, drawn.to(device)]
         else:
             points = splat.to(device) if splat.ndim == 3 else splat.to(device)[None]
         groups = self.group(points)

@@ -149,7 +149,8 @@ def test_a_broken_newest_checkpoint_is_passed_over_and_it_is_said(tmp_path, capl
 def test_a_kill_loses_at_most_what_came_after_the_last_checkpoint(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path; "
-        "from test_training import *; torch.set_num_threads(1); run_toy(Path(sys.argv[1]) / 'cut', stream=Stream(slow=0.05))"
+        "from test_training import *; torch.set_num_threads(1); "
+        "run_toy(Path(sys.argv[1]) / 'cut', stream=Stream(slow=0.05))"
     )
     child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)])
     deadline = time.monotonic() + 60
