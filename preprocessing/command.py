@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from gsmae.cli.verb import Arguments, Flag, Outcome, parse, plain, preset
+from gsmae.cli.verb import NO_PREFIX, Arguments, Flag, Outcome, parse, plain, preset
 from gsmae.files import read_json
 
 from .build import build as build_splats
@@ -38,7 +38,7 @@ class BuildArguments(Arguments):
     """same seed, same bytes on the CPU"""
     retry: Flag = False
     """try objects again that failed before"""
-    build: BuildConfig = BuildConfig()
+    build: Annotated[BuildConfig, NO_PREFIX] = BuildConfig()
 
 
 def build(argv: list[str]) -> Outcome:

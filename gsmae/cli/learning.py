@@ -6,7 +6,7 @@ import platform
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -20,7 +20,7 @@ from gsmae.tasks import TASKS, Segment
 from gsmae.training import TrainConfig, train
 from gsmae.weights import load_weights
 
-from .verb import Arguments, Flag, Outcome, parse, plain, preset
+from .verb import NO_PREFIX, Arguments, Flag, Outcome, parse, plain, preset
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -33,12 +33,12 @@ class PretrainArguments(Arguments):
     out: Path
     """run folder; an unfinished run in it goes on"""
     recipe: Literal["tiny", "small", "base"] = "base"
-    """named defaults for everything under --run; base is the paper"""
+    """named defaults for --spec, --model and --train; base is the paper"""
     config: Path | None = None
-    """YAML with values for --run, as in the config.yaml of another run; flags win over it"""
+    """YAML with such values, as in the config.yaml of another run; flags win over it"""
     device: Device = "auto"
     """auto: a GPU if there is one"""
-    run: recipes.PretrainRun = recipes.PretrainRun()
+    run: Annotated[recipes.PretrainRun, NO_PREFIX] = recipes.PretrainRun()
 
 
 class ClassifyArguments(Arguments):
@@ -51,12 +51,12 @@ class ClassifyArguments(Arguments):
     init: Path | None = None
     """run whose encoder and FeatureSpec to begin with; without it: random weights"""
     recipe: Literal["tiny", "small", "base"] = "base"
-    """named defaults for everything under --run; base is the paper"""
+    """named defaults for --spec, --model and --train; base is the paper"""
     config: Path | None = None
-    """YAML with values for --run, as in the config.yaml of another run; flags win over it"""
+    """YAML with such values, as in the config.yaml of another run; flags win over it"""
     device: Device = "auto"
     """auto: a GPU if there is one"""
-    run: recipes.ClassifyRun = recipes.ClassifyRun()
+    run: Annotated[recipes.ClassifyRun, NO_PREFIX] = recipes.ClassifyRun()
 
 
 class SegmentArguments(Arguments):
@@ -69,12 +69,12 @@ class SegmentArguments(Arguments):
     init: Path | None = None
     """run whose encoder and FeatureSpec to begin with; without it: random weights"""
     recipe: Literal["tiny", "small", "base"] = "base"
-    """named defaults for everything under --run; base is the paper"""
+    """named defaults for --spec, --model and --train; base is the paper"""
     config: Path | None = None
-    """YAML with values for --run, as in the config.yaml of another run; flags win over it"""
+    """YAML with such values, as in the config.yaml of another run; flags win over it"""
     device: Device = "auto"
     """auto: a GPU if there is one"""
-    run: recipes.SegmentRun = recipes.SegmentRun()
+    run: Annotated[recipes.SegmentRun, NO_PREFIX] = recipes.SegmentRun()
 
 
 FINETUNE: dict[str, type[ClassifyArguments] | type[SegmentArguments]] = {

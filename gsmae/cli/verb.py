@@ -17,6 +17,9 @@ from gsmae.errors import GsmaeError, nearest_name
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A switch: --name, without a --no-name"""
 
+NO_PREFIX = tyro.conf.arg(name="")
+"""For a configuration whose fields are flags of their own: --train.epochs instead of --run.train.epochs"""
+
 
 class Arguments(Config):
     """Base of every verb's arguments."""

@@ -15,15 +15,15 @@ from gsmae import checkpoint
 from gsmae.cli import EXIT_CODES, VERBS, main
 
 BUILD = [
-    "--profile", "tiny", "--workers", "0", "--build.views", "8", "--build.val-views", "2", "--build.test-views", "2",
-    "--build.resolution", "48", "--build.surface-points", "128", "--build.fit.iterations", "20",
-    "--build.fit.initial", "300", "--build.fit.cap", "400", "--build.min-psnr", "5",
+    "--profile", "tiny", "--workers", "0", "--views", "8", "--val-views", "2", "--test-views", "2",
+    "--resolution", "48", "--surface-points", "128", "--fit.iterations", "20",
+    "--fit.initial", "300", "--fit.cap", "400", "--min-psnr", "5",
 ]  # fmt: skip
 SMALL = [
-    "--recipe", "tiny", "--run.train.epochs", "2", "--run.train.batch-size", "4", "--run.train.gaussians", "128",
-    "--run.train.queries", "64",
+    "--recipe", "tiny", "--train.epochs", "2", "--train.batch-size", "4", "--train.gaussians", "128",
+    "--train.queries", "64",
 ]  # fmt: skip
-ENCODER = ["--run.model.encoder.groups", "8", "--run.model.encoder.group-size", "8"]
+ENCODER = ["--model.encoder.groups", "8", "--model.encoder.group-size", "8"]
 OBJECTS = ("deckChair", "chair2", "foldingChair", "table", "bedsideTable2", "tableWithTablecloth")
 
 
@@ -134,7 +134,7 @@ def test_checks_find_what_was_altered(chain, tmp_path, capsys):
 
 
 def test_a_run_of_another_configuration_is_not_touched(chain, capsys):
-    call("pretrain", chain / "pack", "--out", chain / "pretrain", *SMALL, *ENCODER, "--run.train.seed", "1", code=3)
+    call("pretrain", chain / "pack", "--out", chain / "pretrain", *SMALL, *ENCODER, "--train.seed", "1", code=3)
     assert "another configuration" in capsys.readouterr().err
 
 
@@ -151,7 +151,7 @@ def test_a_yaml_of_another_run_is_a_configuration_and_its_misspelt_keys_are_refu
 def test_misspelt_verbs_flags_and_values_are_refused_with_the_nearest_name(chain, capsys):
     call("pretrian", code=2)
     assert "did you mean 'pretrain'" in capsys.readouterr().err
-    for argv, hint in ((["--epohcs", "3"], "--run.train.epochs"), (["--run.train.epohcs", "3"], "--run.train.epochs")):
+    for argv, hint in ((["--epochs", "3"], "--train.epochs"), (["--train.epohcs", "3"], "--train.epochs")):
         with pytest.raises(SystemExit) as caught:
             main(["pretrain", str(chain / "pack"), "--out", "x", *argv])
         assert caught.value.code == 2 and hint in capsys.readouterr().err
