@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -44,25 +44,28 @@ class Assets:
         self._images: dict[Path, np.ndarray | None] = {}
 
     def find(self, name: str) -> Path | None:
-        """The file that `name` stands for, or None; a name that leads outside is None and a warning."""
-        clean = name.strip().strip('"').replace("\\", "/")
-        outside = False
-        for candidate in dict.fromkeys([clean, clean.rpartition("/")[2]]):
-            if not candidate or "\0" in candidate:
-                continue
+        """The file that `name` stands for, or None where there is none or it lies outside."""
+        for path in self._candidates(name):
             try:
-                path = (self.folder / candidate).resolve()
-                if not path.is_relative_to(self.root):
-                    outside = True
-                    continue
-                path = _any_case(self.root, path.relative_to(self.root))
-                if path is not None and path.is_relative_to(self.root) and path.is_file():
-                    return path
+                found = _any_case(self.root, path.relative_to(self.root)) if path.is_relative_to(self.root) else None
+                if found is not None and found.is_relative_to(self.root) and found.is_file():
+                    return found
             except (OSError, RuntimeError):  # too long a name, a loop of links
                 continue
-        if outside:
-            self.warn(f"{name} lies outside the object's folder and is not read")
         return None
+
+    def absence(self, name: str) -> str:
+        """Why `find` has nothing, in words that follow the name."""
+        outside = any(not path.is_relative_to(self.root) for path in self._candidates(name))
+        return "lies outside the object's folder" if outside else "is missing"
+
+    def _candidates(self, name: str) -> Iterator[Path]:
+        """Real paths that a name may mean: as it stands, then its last part alone."""
+        clean = name.strip().strip('"').replace("\\", "/")
+        for candidate in dict.fromkeys([clean, clean.rpartition("/")[2]]):
+            if candidate and "\0" not in candidate:
+                with suppress(OSError, RuntimeError):
+                    yield (self.folder / candidate).resolve()
 
     def read(self, name: str) -> bytes:
         """Bytes of a referenced file; FileNotFoundError where there is none, InputError where it is too large."""
@@ -78,7 +81,7 @@ class Assets:
         """
         path = self.find(name)
         if path is None:
-            self.warn(f"texture {name} named by {owner} is missing; its material's colour is used")
+            self.warn(f"texture {name} named by {owner} {self.absence(name)}; its material's colour is used")
             return None
         if path not in self._images:
             try:

@@ -192,7 +192,7 @@ def _libraries(names: list[str], assets: Assets) -> dict[str, Material]:
             try:
                 text = assets.read(name).decode("utf-8", errors="replace")
             except FileNotFoundError:
-                assets.warn(f"material library {name} is missing; its materials are drawn grey")
+                assets.warn(f"material library {name} {assets.absence(name)}; its materials are drawn grey")
                 continue
             found.update(read_mtl(text, Path(name.replace("\\", "/")).name, assets))
     return found

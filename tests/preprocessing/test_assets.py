@@ -96,7 +96,8 @@ def test_large_pictures_are_errors_before_they_are_unpacked(textured, tmp_path):
     with pytest.raises(InputError, match="8200 x 8"):
         load_mesh(path)
     head = struct.pack(">4sIIBBBBB", b"IHDR", 40000, 40000, 8, 2, 0, 0, 0)
-    picture = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    head = struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    picture = b"\x89PNG\r\n\x1a\n" + head + bytes(4) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
     (tmp_path / "models/big.png").write_bytes(picture)
     with pytest.raises(InputError, match=r"big\.png"):
         load_mesh(path)
