@@ -105,6 +105,8 @@ class Assets:
     def get(self, name: str) -> bytes:  # from here on: trimesh's interface
         return self.read(name)
 
+    __getitem__ = get
+
     def write(self, name: str, data: object) -> None:
         raise PermissionError(f"{name}: nothing is written beside a mesh")
 

@@ -191,3 +191,25 @@ def test_without_pycollada_the_error_says_what_to_install(put):
     cause = "not readable" if importlib.util.find_spec("collada") else r"gsmae\[dae\]"
     with pytest.raises(InputError, match=cause):
         load_mesh(put("a.dae", "<COLLADA/>"))
+
+
+def test_texture_coordinates_without_a_material_invent_no_texture(put):
+    mesh = load_mesh(put("a.obj", SQUARE + "vt 0 0\nvt 1 0\nvt 1 1\nf 1/1 2/2 3/3\n"))
+    assert mesh.textures == () and (mesh.texture == -1).all() and np.allclose(mesh.colors, [0.7, 0.7, 0.7, 1])
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_gltf_reads_its_buffers_from_its_own_folder_only(tmp_path, inside):
+    files = trimesh.Scene(trimesh.creation.box(extents=(1, 2, 4))).export(file_type="gltf")
+    (tmp_path / "box").mkdir()
+    for name, data in files.items():
+        if name.endswith(".gltf"):
+            text = data.decode() if inside else data.decode().replace('"uri":"', '"uri":"../')
+            (tmp_path / "box/box.gltf").write_text(text)
+        else:
+            (tmp_path / ("box" if inside else ".") / name).write_bytes(data)
+    if inside:
+        assert len(load_mesh(tmp_path / "box/box.gltf").faces) == 12
+    else:
+        with pytest.raises(InputError, match=r"FileNotFoundError: \.\./"):
+            load_mesh(tmp_path / "box/box.gltf")
