@@ -20,6 +20,7 @@ DEPENDS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*.h")) 
 FLAGS = [
     "-std=c++17",
     "-O3",
+    "-g0",
     "-fPIC",
     "-fvisibility=hidden",
     "-fno-math-errno",
@@ -32,6 +33,12 @@ FLAGS = [
 VARIANTS = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     VARIANTS["avx2"] = ["-mavx2", "-mfma"]
+    VARIANTS["avx512"] = [
+        "-mavx2",
+        "-mfma",
+        *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")),
+        "-DGSMAE_LANES=16",
+    ]
 
 
 class BuildKernels(build_ext):

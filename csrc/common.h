@@ -1,4 +1,4 @@
-// What every kernel file shares: the exported C ABI, parallel loops, and SIMD blocks of eight floats.
+// What every kernel file shares: the exported C ABI and parallel loops.
 //
 // Conventions of the library
 // * Every exported function is `GSMAE_API`, named gsmae_<noun>_<verb>, takes raw pointers and plain numbers, and
@@ -14,7 +14,7 @@
 #include <omp.h>
 #endif
 
-#define GSMAE_ABI 1
+#define GSMAE_ABI 2
 #define GSMAE_API extern "C" __attribute__((visibility("default")))
 
 namespace gsmae {

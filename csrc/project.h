@@ -4,6 +4,7 @@
 // root M = U N (U = Jacobian * world-to-camera rotation, N = splat rotation * scales).
 #pragma once
 
+#include "blend.h"
 #include "simd.h"
 #include "splats.h"
 
@@ -180,13 +181,6 @@ inline Projection project(const Block& b, const Camera& camera, int sh_count, co
     return r;
 }
 
-// Sums over pixels of d = dL/d(log alpha) with dx and u as in Splat, and the gradient of the colour.
-struct PixelSums {
-    vfloat one, dx, dx2, u, udx, u2;
-    Vec3 color;
-};
-constexpr int SUMS = 9;
-
 // Gradients of a block, summed over views.
 struct BlockGradients {
     Vec3 mean = {}, scale = {};
@@ -196,17 +190,17 @@ struct BlockGradients {
 };
 
 inline void add_gradients(BlockGradients& out, const Block& b, const Camera& camera, const Projection& r,
-                          const PixelSums& s, int sh_count) {
+                          const vfloat* s, int sh_count) {
     // From the two squares to centre and covariance. With a = 1 / (2 xx), k = det / xx and c = 1 / (2 k):
     // log(alpha) = log(opacity) - a dx^2 - c u^2, u = dy - slope dx, slope = xy / xx.
     const vfloat a = 0.5f / r.cov_xx, c = 0.5f * r.cov_xx / r.det, slope = r.cov_xy / r.cov_xx;
-    const vfloat g_slope = 2.0f * c * s.udx, g_k = 2.0f * c * c * s.u2;
-    const vfloat g_x = 2.0f * a * s.dx - 2.0f * c * slope * s.u, g_y = 2.0f * c * s.u;
-    const vfloat g_xx = 2.0f * a * a * s.dx2 - 2.0f * a * slope * g_slope + slope * slope * g_k;
+    const vfloat g_slope = 2.0f * c * s[UDX], g_k = 2.0f * c * c * s[U2];
+    const vfloat g_x = 2.0f * a * s[DX] - 2.0f * c * slope * s[U], g_y = 2.0f * c * s[U];
+    const vfloat g_xx = 2.0f * a * a * s[DX2] - 2.0f * a * slope * g_slope + slope * slope * g_k;
     const vfloat g_xy = 2.0f * a * g_slope - 2.0f * slope * g_k, g_yy = g_k;
     out.offset_x = keep(r.drawn, g_x);
     out.offset_y = keep(r.drawn, g_y);
-    out.opacity += keep(r.drawn, s.one / b.opacity);
+    out.opacity += keep(r.drawn, s[ONE] / b.opacity);
 
     // To M, then to U and N.
     const Vec3 g_m[2] = {2.0f * g_xx * r.m[0] + g_xy * r.m[1], 2.0f * g_yy * r.m[1] + g_xy * r.m[0]};
@@ -248,8 +242,8 @@ inline void add_gradients(BlockGradients& out, const Block& b, const Camera& cam
                    g_p.x * w0.z + g_p.y * w1.z + g_p.z * w2.z};
 
     // Colour: coefficients, and the direction when there are more than the constant ones.
-    const Vec3 g_color = keep(r.drawn, Vec3{keep(r.color.x >= 0.0f, s.color.x), keep(r.color.y >= 0.0f, s.color.y),
-                                            keep(r.color.z >= 0.0f, s.color.z)});
+    const Vec3 g_color = keep(r.drawn, Vec3{keep(r.color.x >= 0.0f, s[RED]), keep(r.color.y >= 0.0f, s[GREEN]),
+                                            keep(r.color.z >= 0.0f, s[BLUE])});
     vfloat basis[MAX_SH], weight[MAX_SH];
     sh_basis(r.direction, sh_count, basis);
     for (int k = 0; k < sh_count; ++k) {

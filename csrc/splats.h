@@ -3,6 +3,7 @@
 // The model and its constants are defined by gsmae/ops/reference/splats.py.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -30,12 +31,17 @@ template <class T>
 struct Buffer {
     std::unique_ptr<T[]> data;
     int64_t size = 0;
-    void allocate(int64_t count) {
-        data.reset(new T[count > 0 ? count : 1]);
-        size = count;
-    }
+
+    Buffer() = default;
+    explicit Buffer(int64_t count) : data(new T[count > 0 ? count : 1]), size(count) {}
     T& operator[](int64_t i) { return data[i]; }
     const T& operator[](int64_t i) const { return data[i]; }
+
+    void grow(int64_t count, int64_t used) {
+        Buffer larger(count);
+        std::copy_n(data.get(), used, larger.data.get());
+        *this = std::move(larger);
+    }
 };
 
 struct Inputs {
@@ -71,6 +77,10 @@ struct Camera {
     }
 };
 
+struct Reach {  // bands that a splat may touch, first to last; none where first > last
+    int16_t first, last;
+};
+
 // A splat in one view. With dx, dy from its centre, u = dy - slope * dx:
 //     log2(alpha) = peak - across * dx^2 - along * u^2
 // which is the usual quadratic form written as two squares (x, then y given x), so that nothing cancels in needles.
@@ -79,27 +89,28 @@ struct alignas(64) Splat {
     float color[3];
     float half_width, half_height;  // of the box around the ellipse log2(alpha) >= log2(1/255)
     float depth;
-    int16_t first_band, last_band, first_column, last_column;  // of strips touched by that box
-    int32_t index;                                             // into the inputs
+    Reach bands;                         // touched by that box
+    int16_t first_column, last_column;  // of strips touched by it
+    int32_t index;                      // into the inputs
 };
 
-// One splat in one strip. Pairs are numbered by band, then splat, then column, so that the gradients of a splat lie
-// together and are summed in a fixed order whichever thread wrote them.
+// One splat in one strip. Within a band pairs are numbered by the index of the splat, then by column, so that its
+// gradients lie together and are summed in a fixed order whichever thread wrote them.
 struct Pair {
     int32_t splat;  // rank by depth in the view
     int32_t number;
     uint8_t first_row, end_row, drawn;  // drawn: whether some pixel took it
 };
 
-struct Band {                       // the strips of one row of strips
-    Buffer<int32_t> first_number;   // [splats + 1] by rank
-    Buffer<int32_t> first_pair;     // [columns + 1] into pairs
-    Buffer<Pair> pairs;             // sorted by column, then depth
+struct Band {                      // the strips of one row of strips
+    Buffer<int32_t> first_number;  // [count + 1] by index
+    Buffer<int32_t> first_pair;    // [columns + 1] into pairs
+    Buffer<Pair> pairs;            // sorted by column, then depth
 };
 
 struct View {
     Buffer<Splat> splats;   // nearest first
-    Buffer<int32_t> ranks;  // [count], -1 where the splat is not drawn
+    Buffer<Reach> reaches;  // by index
     std::vector<Band> bands;
 };
 

@@ -1,7 +1,7 @@
 """Finds, checks and loads the compiled kernels of csrc/, once per process.
 
-Setup builds up to two variants of one library: `baseline`, which runs on any processor of the architecture, and
-`avx2`. The processor decides at load time. Without a usable library `available()` is false, a single warning is
+Setup builds up to three variants of one library: `baseline`, which runs on any processor of the architecture, `avx2`
+and `avx512`. The processor decides at load time. Without a usable library `available()` is false, a single warning is
 logged, and gsmae.ops uses its plain torch twins.
 """
 
@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-ABI = 1  # GSMAE_ABI in csrc/common.h
+ABI = 2  # GSMAE_ABI in csrc/common.h
 FOLDER = Path(__file__).parent
+VARIANTS = ["baseline", "avx2", "avx512"]  # by gsmae_level in csrc/library.cpp
 REFERENCE = "reference"  # the variant that stands for "no library"
 
 _log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def available() -> bool:
 
 
 def variant() -> str:
-    """Name of the variant in use: "avx2", "baseline", or "reference" when there is no library."""
+    """Name of the variant in use: one of VARIANTS, or "reference" when there is no library."""
     found = _current()
     return REFERENCE if found is None else found.variant
 
@@ -70,12 +71,10 @@ def variant() -> str:
 def variants() -> list[str]:
     """The variants that this machine can load, fastest first."""
     baseline = _load("baseline")
-    names = []
-    if baseline is not None and baseline.kernel("gsmae_has_avx2", "", "i")() and _load("avx2") is not None:
-        names.append("avx2")
-    if baseline is not None:
-        names.append("baseline")
-    return names
+    if baseline is None:
+        return []
+    level = baseline.kernel("gsmae_level", "", "i")()
+    return [name for name in reversed(VARIANTS[: level + 1]) if _load(name) is not None]
 
 
 @contextlib.contextmanager
