@@ -8,12 +8,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-_PUBLIC = {"SplatDataset": "datasets", "batches": "batches"}
+_PUBLIC = {"SplatDataset": "datasets", "batches": "streams"}
 
 __all__ = ["SplatDataset", "batches"]
 
 if TYPE_CHECKING:
-    from .batches import batches
+    from .streams import batches
     from .datasets import SplatDataset
 
 

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from gsmae.errors import InputError, nearest_name
+from gsmae.progress import bar
 
 from .manifest import Build, record_of
 
@@ -69,5 +68,5 @@ def read_released(path: str | Path, layout: str, *, progress: bool = False) -> B
         what = " ".join((DATASETS[layout].__doc__ or "").split(";")[0].split(".")[0].split())
         raise InputError(path, f"holds no splat of the layout '{layout}'", what)
     items = [found[uid] for uid in sorted(found)]
-    records = tuple(record_of(i.file, i.uid, i.split) for i in tqdm(items, "read", unit="object", disable=not progress))
+    records = tuple(record_of(i.file, i.uid, i.split) for i in bar("read", "object", items, disable=not progress))
     return Build(path, layout, 0, "z-up", records, {}, layout, {i.uid: i.file for i in items})

@@ -17,6 +17,7 @@ from gsmae.errors import InputError
 from gsmae.files import TEMPORARY, sha256, sweep, write_aside, write_json
 from gsmae.gaussians import Gaussians
 from gsmae.ply import read_ply
+from gsmae.progress import bar
 
 from . import draws
 from .checks import check, verify
@@ -135,15 +136,15 @@ def _pack(out: Path, plan: Plan, builds: list[Build], options: dict, progress: b
     objects_per_shard = options["objects_per_shard"]
     chunks = [plan.items[k : k + objects_per_shard] for k in range(0, len(plan.items), objects_per_shard)]
     shards, rows, reused, without = [], [], 0, 0
-    with tqdm(total=len(plan.items), desc="pack", unit="object", disable=not progress) as bar:
+    with bar("pack", "object", total=len(plan.items), disable=not progress) as shown:
         for number, items in enumerate(chunks):
             file = out / SHARD.format(number)
             shard = _taken_over(file, shard_inputs(plan, items, options))
             reused += shard is not None
             if shard is None:
-                shard = _write(file, plan, items, options, bar)
+                shard = _write(file, plan, items, options, shown)
             else:
-                bar.update(len(items))
+                shown.update(len(items))
             for row, item in enumerate(items):
                 rows.append(_index_row(item, shard, number, row))
                 without += rows[-1]["points"] == 0
@@ -230,12 +231,12 @@ def _taken_over(file: Path, inputs: str) -> Shard | None:
     return shard if shard.head.inputs == inputs else None
 
 
-def _write(file: Path, plan: Plan, items: Sequence[Item], options: dict, bar: tqdm) -> Shard:
+def _write(file: Path, plan: Plan, items: Sequence[Item], options: dict, shown: tqdm) -> Shard:
     """Write one shard aside, read it back, compare, and give it its name."""
     objects = []
     for item in items:
         objects.append(_packed(item, plan, options))
-        bar.update()
+        shown.update()
     head = Head(
         config_hash=plan.config_hash,
         seed=options["seed"],

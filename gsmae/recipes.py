@@ -62,7 +62,7 @@ CLASSIFY = {
     "base": ClassifyRun(),
 }
 SEGMENT = {
-    "tiny": SegmentRun(model=SegmenterConfig(encoder=QUICK), train=_quick(epochs=150, lr=5e-4)),
+    "tiny": SegmentRun(model=SegmenterConfig(encoder=QUICK), train=_quick(epochs=100, lr=5e-4)),
     "small": SegmentRun(model=SegmenterConfig(encoder=SMALL)),
     "base": SegmentRun(),
 }

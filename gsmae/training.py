@@ -17,13 +17,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from . import checkpoint
 from .batch import Batch
 from .config import Config
 from .errors import GsmaeError
 from .files import sweep, write_aside, write_json
+from .progress import bar
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ def train(
         if not best or score > best["score"]:
             best = {"checkpoint": f"{checkpoint.PREFIX}{step:08d}", "step": step, "score": score, "metrics": metrics}
 
-    bar = tqdm(total=total, initial=step, desc=run.name, unit="step", smoothing=0.1)
+    shown = bar(run.name, "step", total=total, initial=step, smoothing=0.1)
     with _stop_signals() as stop:
         for epoch in range(step // per_epoch, config.epochs):
             model.train()
@@ -205,8 +205,8 @@ def train(
                 journal.write({"step": step, "epoch": step / per_epoch, "split": "train", "lr": rate, **values})
                 for key, value in values.items():
                     writer.add_scalar(f"train/{key}", value, step)
-                bar.update()
-                bar.set_postfix_str(f"loss {values['loss']:.4f}")
+                shown.update()
+                shown.set_postfix_str(f"loss {values['loss']:.4f}", refresh=False)
             done = epoch + 1
             if done % config.val_every == 0 or done == config.epochs:
                 look()
@@ -215,7 +215,7 @@ def train(
                 if best:
                     write_json(run / "best.json", best)
                 checkpoint.thin(run, config.keep, best.get("checkpoint", ""))
-    bar.close()
+    shown.close()
     writer.close()
     journal.close()
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]

@@ -15,11 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from gsmae.config import digest
 from gsmae.errors import GsmaeError, InputError
 from gsmae.files import read_json, sha256, sweep, write_json
+from gsmae.progress import bar
 
 from .engines import ENGINES
 from .profiles import BuildConfig
@@ -82,16 +81,17 @@ def build(
         todo = [i for i in items if (r := old[i.uid]) is None or (retry and r["status"] == "failed")]
         records = {uid: record for uid, record in old.items() if record is not None}
         already = len(items) - len(todo)
-        bar = tqdm(total=len(items), initial=already, desc="build", unit="object", smoothing=0.05)
+        shown = bar("build", "object", total=len(items), initial=already, smoothing=0.05)
+        failed = sum(r["status"] == "failed" for r in records.values())
         work = partial(build_object, out=out, config=config, parts=parts or {}, identity=identity, seed=seed)
         for item, result in ENGINES[engine](work, todo, workers):
             if isinstance(result, Exception):
                 result = _commit_failure(out, item, identity, seed, "process", result)
             records[item.uid] = result
-            bar.update()
-            failed = sum(r["status"] == "failed" for r in records.values())
-            bar.set_postfix_str(f"{item.uid}{f', {failed} failed' if failed else ''}")
-        bar.close()
+            shown.update()
+            failed += result["status"] == "failed"
+            shown.set_postfix_str(f"{item.uid}{f', {failed} failed' if failed else ''}", refresh=False)
+        shown.close()
     ours = [records[item.uid] for item in items] + strays
     good = [r for r in ours if r["status"] == "done"]
     return BuildReport(

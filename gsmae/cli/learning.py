@@ -213,7 +213,7 @@ def _run(a: Any, name: str, spec: FeatureSpec, model_config: Any, init: zoo.Trai
 
 def _stream(dataset: Any, spec: FeatureSpec, config: TrainConfig, augment: Any, queries: Any, **more: Any) -> Any:
     """Batches of one split: shuffled and moved where `augment` is given, else every object once in a fixed order."""
-    from data.batches import batches
+    from data.streams import batches
 
     return batches(
         dataset, spec, batch_size=config.batch_size, gaussians=config.gaussians, seed=config.seed,

@@ -8,12 +8,12 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
-from tqdm import tqdm
 
 from gsmae import zoo
 from gsmae.errors import GsmaeError, InputError
 from gsmae.files import write_aside
 from gsmae.ply import read_ply, write_ply
+from gsmae.progress import bar
 
 from .verb import Arguments, Outcome, parse, plain
 
@@ -42,7 +42,7 @@ def reconstruct(argv: list[str]) -> Outcome:
     trained = zoo.load_trained(a.run)
     if trained.task != "pretrain":
         raise InputError(trained.path, f"is a '{trained.task}' run", "only a pretrained run can reconstruct")
-    for file in tqdm(a.splats, desc="reconstruct", unit="splat"):
+    for file in bar("reconstruct", "splat", a.splats):
         made = reconstruct_splat(trained.model, read_ply(file), a.seed)
         for name in ("input", "visible", "predicted"):
             write_ply(a.out / f"{file.stem}_{name}.ply", getattr(made, name))
@@ -74,7 +74,7 @@ def embed(argv: list[str]) -> Outcome:
         raise InputError(a.splats[0], "no .ply below this folder")
     rows, failed = [], {}
     with torch.no_grad():
-        for file in tqdm(files, desc="embed", unit="splat"):
+        for file in bar("embed", "splat", files):
             try:
                 splat = read_ply(file)
                 tokens = encoder(splat).tokens

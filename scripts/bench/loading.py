@@ -28,7 +28,7 @@ from plyfile import PlyData
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from data.batches import BatchStream, batches
+from data.streams import BatchStream, batches
 from data.datasets import SplatDataset, to_gaussians
 from data.shards import pack, raw_rows
 from gsmae.features import FeatureSpec, normalize

@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from data.augment import AUGMENTATIONS, Augmentation
-from data.batches import batches
+from data.streams import batches
 from data.datasets import SplatDataset, to_gaussians
 from data.shards import pack
 from gsmae.batch import Batch
@@ -249,3 +249,11 @@ def test_batches_made_on_a_gpu_are_those_made_on_the_cpu(packed):
     options = {"batch_size": 7, "gaussians": 50, "queries": 9, "augment": WIDE}
     here, there = batches(dataset, SPEC, **options), batches(dataset, SPEC, device="cuda", **options)
     assert all_same(here.epoch(1), (b.to("cpu") for b in there.epoch(1)), 1e-5)
+
+
+def test_the_public_names_are_what_they_are_called():
+    """A module of the name of a function would take its place in the package."""
+    from data import SplatDataset as Dataset
+    from data import batches as function
+
+    assert callable(function) and Dataset is SplatDataset
