@@ -12,9 +12,9 @@ import torch
 from scipy import stats
 
 from data.augment import AUGMENTATIONS, Augmentation
-from data.streams import batches
 from data.datasets import SplatDataset, to_gaussians
 from data.shards import pack
+from data.streams import batches
 from gsmae.batch import Batch
 from gsmae.errors import InputError
 from gsmae.features import FeatureSpec, normalize
