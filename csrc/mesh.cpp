@@ -129,6 +129,24 @@ private:
         return x0 < x1 && y0 < y1;
     }
 
+    // Narrows [begin, end) to where a row crosses the face, and never past a sample that could lie inside: long thin
+    // faces fill little of their box. `at` holds the edges' values at x = 0.
+    static void span(const Setup& t, const double at[3], int32_t& begin, int32_t& end) {
+        double low = begin, high = end;
+        for (int i = 0; i < 3; ++i) {
+            const Vec3& e = t.edge[i];
+            const double slack = 1e-10 * (std::fabs(at[i]) + std::fabs(e.z));  // far above the rounding of at
+            if (e.x > 0)
+                low = std::max(low, (-at[i] - slack) / e.x - 1.5);
+            else if (e.x < 0)
+                high = std::min(high, (-at[i] - slack) / e.x + 0.5);
+            else if (at[i] < 0)
+                high = low;
+        }
+        begin = int32_t(std::min(low, double(end)));
+        end = int32_t(std::ceil(std::max(high, double(begin))));
+    }
+
     template <Mode mode>
     void rasterise(int64_t f) {
         int32_t x0, x1, y0, y1;
@@ -148,7 +166,9 @@ private:
             double at[3];
             for (int i = 0; i < 3; ++i) at[i] = t.edge[i].y * py + t.edge[i].z;
             const size_t line_start = size_t(y - row0) * size_t(stride);
-            for (int32_t x = x0 / kBlock * kBlock; x < x1; x += kBlock) {
+            int32_t begin = x0, end = x1;
+            if (x1 - x0 > 2 * kBlock) span(t, at, begin, end);
+            for (int32_t x = begin / kBlock * kBlock; x < end; x += kBlock) {
                 Doubles px;
                 for (int j = 0; j < kBlock; ++j) px[j] = double(x + j) + 0.5;
                 const Doubles e0 = ex[0] * px + at[0], e1 = ex[1] * px + at[1], e2 = ex[2] * px + at[2];

@@ -1,4 +1,5 @@
 import importlib.util
+from typing import Any
 
 import numpy as np
 import pytest
@@ -200,7 +201,7 @@ def test_texture_coordinates_without_a_material_invent_no_texture(put):
 
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_gltf_reads_its_buffers_from_its_own_folder_only(tmp_path, inside):
-    files = trimesh.Scene(trimesh.creation.box(extents=(1, 2, 4))).export(file_type="gltf")
+    files: Any = trimesh.Scene(trimesh.creation.box(extents=(1, 2, 4))).export(file_type="gltf")
     (tmp_path / "box").mkdir()
     for name, data in files.items():
         if name.endswith(".gltf"):
