@@ -1,7 +1,7 @@
 """Builds csrc/ into plain shared libraries that gsmae.ops.native loads with ctypes; the rest is in pyproject.toml.
 
-Nothing here may fail an install: without a C++ compiler (or without OpenMP) the package still works, on the plain
-torch twins in gsmae.ops.reference. The libraries use no Python headers, so one build serves every Python version.
+Nothing here may fail an install: without a C++ compiler the package still works, on the plain torch twins in
+gsmae.ops.reference. The libraries use no Python headers, so one build serves every Python version.
 """
 
 import platform
@@ -21,6 +21,7 @@ FLAGS = [
     "-std=c++17",
     "-O3",
     "-g0",
+    "-pthread",
     "-fPIC",
     "-fvisibility=hidden",
     "-fno-math-errno",
@@ -42,34 +43,32 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 
 
 class BuildKernels(build_ext):
-    """Compiles each variant with OpenMP, else without; a failure is a warning and a missing file."""
+    """Compiles each variant; a failure is a warning and a missing file."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split("."))) + ".so"
 
     def build_extension(self, ext: Extension) -> None:
-        variant = ext.name.rpartition("_")[2]
         target = Path(self.get_ext_fullpath(ext.name))
         files = [Path(name) for name in [*ext.sources, *ext.depends]]
         if not self.force and target.exists() and all(f.stat().st_mtime < target.stat().st_mtime for f in files):
             return
-        for openmp in (["-fopenmp"], []):
-            try:
-                self.compile_variant(ext, target, [*FLAGS, *VARIANTS[variant], *openmp], openmp)
-                return
-            except Exception as error:  # distutils has no single base class for "the compiler did not work"
-                warnings.warn(f"{ext.name}: {' '.join(openmp) or 'without OpenMP'}: {error}", stacklevel=1)
-        target.unlink(missing_ok=True)
-        warnings.warn(f"{ext.name} was not built: gsmae will use its slower plain torch operations", stacklevel=1)
+        try:
+            self.compile_variant(ext, target)
+        except Exception as error:  # distutils has no single base class for "the compiler did not work"
+            target.unlink(missing_ok=True)
+            cure = "without it gsmae uses slower kernels, or slower plain torch operations"
+            warnings.warn(f"{ext.name} was not built, {cure}: {error}", stacklevel=1)
 
-    def compile_variant(self, ext: Extension, target: Path, flags: list[str], link: list[str]) -> None:
+    def compile_variant(self, ext: Extension, target: Path) -> None:
         folder = Path(self.build_temp) / target.stem
+        flags = [*FLAGS, *VARIANTS[ext.name.rpartition("_")[2]]]
         objects = self.compiler.compile(
             ext.sources, output_dir=str(folder), extra_postargs=flags, depends=[*ext.sources, *ext.depends]
         )
         target.parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(
-            objects, str(target), extra_postargs=link, build_temp=str(folder), target_lang="c++"
+            objects, str(target), extra_postargs=["-pthread"], build_temp=str(folder), target_lang="c++"
         )
 
 

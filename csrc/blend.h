@@ -78,7 +78,7 @@ inline void store_pixels(float* p, int columns, Channels values) {
     std::copy_n(row, 3 * columns, p);
 }
 
-inline eight& row_of(vfloat& group, int lane) { return *reinterpret_cast<eight*>(reinterpret_cast<float*>(&group) + lane); }
+inline vpixels& row_of(vfloat& group, int lane) { return *reinterpret_cast<vpixels*>(reinterpret_cast<float*>(&group) + lane); }
 
 // Calls body(splat, pair) for the pairs of a strip, nearest first. Splats and sums lie apart in memory: they are sent
 // for early. `sums` may be null, or has `width` floats for each pair of the band.
@@ -225,7 +225,7 @@ inline void blend_gradients(const Splat& s, const Pair& pair, const Place& place
     }
     const vfloat by_dx = one * section.dx;
     const vfloat all[8] = {one, by_dx, by_dx * section.dx, by_u, by_u * section.dx, by_u2, g_red, g_green};
-    store(out, sums(all));
+    store_sums(out, all);
     out[BLUE] = sum(g_blue);
 }
 

@@ -10,39 +10,30 @@
 
 #include <cstddef>
 #include <cstdint>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
-#define GSMAE_ABI 2
+#define GSMAE_ABI 3
 #define GSMAE_API extern "C" __attribute__((visibility("default")))
 
 namespace gsmae {
 
-// Calls body(i) for i in [0, count) on at most `threads` threads, handing out `grain` consecutive indices at a time.
-// The order of execution is arbitrary, so bodies must be independent. One thread starts no team at all, which keeps
-// processes forked by a data loader safe.
+// The untyped parallel loop, in threads.cpp.
+void run_parallel(int64_t count, int threads, int64_t grain, void (*task)(const void* body, int64_t i),
+                  const void* body);
+
+// Calls body(i) for i in [0, count) on at most `threads` threads, the caller among them, handing out `grain`
+// consecutive indices at a time. The order of execution is arbitrary, so bodies must be independent. The first
+// exception that a body throws comes out of the call; other tasks may then be left out. Inside a body it is a plain
+// loop, and so it is with one thread.
 template <class Body>
 inline void parallel_for(int64_t count, int threads, const Body& body, int64_t grain = 1) {
-#ifdef _OPENMP
-    if (threads > 1 && count > grain) {
-#pragma omp parallel for schedule(dynamic, grain) num_threads(threads)
+    if (threads <= 1 || count <= grain) {
         for (int64_t i = 0; i < count; ++i) body(i);
         return;
     }
-#endif
-    (void)threads;
-    (void)grain;
-    for (int64_t i = 0; i < count; ++i) body(i);
+    run_parallel(count, threads, grain, [](const void* b, int64_t i) { (*static_cast<const Body*>(b))(i); }, &body);
 }
 
 // Index of the calling thread inside parallel_for, in [0, threads): for scratch memory only, never for results.
-inline int thread_index() {
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
+int thread_index();
 
 }  // namespace gsmae

@@ -15,11 +15,3 @@ GSMAE_API int32_t gsmae_level() {
     return 0;
 #endif
 }
-
-GSMAE_API int32_t gsmae_has_openmp() {
-#ifdef _OPENMP
-    return 1;
-#else
-    return 0;
-#endif
-}

@@ -6,8 +6,13 @@
 #include <cstdint>
 #include <cstring>
 
-#ifndef GSMAE_LANES  // 8 or 16
+// GCC takes comparisons of vectors that are wider than the machine's apart into single floats, so LANES must fit it.
+#ifndef GSMAE_LANES
+#ifdef __AVX__
 #define GSMAE_LANES 8
+#else
+#define GSMAE_LANES 4
+#endif
 #endif
 
 namespace gsmae {
@@ -16,13 +21,19 @@ constexpr int LANES = GSMAE_LANES;
 typedef float vfloat __attribute__((vector_size(4 * GSMAE_LANES)));
 typedef int32_t vint __attribute__((vector_size(4 * GSMAE_LANES)));
 
-// Always eight floats, where the width matters to the layout of memory.
-typedef float eight __attribute__((vector_size(32)));
-typedef int32_t eight_ints __attribute__((vector_size(32)));
+// Neighbouring pixels of a row: eight, or as many as LANES allows.
+constexpr int PIXELS = LANES < 8 ? LANES : 8;
+#if GSMAE_LANES == 4
+typedef vfloat vpixels;
+typedef vint vpixels_int;
+#else
+typedef float vpixels __attribute__((vector_size(32)));
+typedef int32_t vpixels_int __attribute__((vector_size(32)));
+#endif
 #ifdef __clang__
 #define GSMAE_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define GSMAE_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (::gsmae::eight_ints){__VA_ARGS__})
+#define GSMAE_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (::gsmae::vpixels_int){__VA_ARGS__})
 #endif
 
 inline vfloat broadcast(float x) { return x - vfloat{}; }
@@ -64,23 +75,48 @@ inline bool any(vint mask) {
     return all != 0;
 }
 
-inline eight fold(vfloat v) {
-    eight parts[LANES / 8], total;
+// Adds the rows of pixels in a vector.
+inline vpixels fold(vfloat v) {
+    vpixels parts[LANES / PIXELS], total;
     std::memcpy(parts, &v, sizeof v);
     total = parts[0];
-    for (int i = 1; i < LANES / 8; ++i) total += parts[i];
+    for (int i = 1; i < LANES / PIXELS; ++i) total += parts[i];
     return total;
 }
 
+// Eight pixels of three interleaved channels, apart.
+struct Channels {
+    vpixels red, green, blue;
+};
+
+#if GSMAE_LANES == 4
+
+inline float sum(vfloat v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+
+// The sums of the lanes of eight vectors.
+inline void store_sums(float* out, const vfloat* v) {
+    for (int i = 0; i < 8; ++i) out[i] = sum(v[i]);
+}
+
+inline Channels load_channels(const float* p) {
+    return {vpixels{p[0], p[3], p[6], p[9]}, vpixels{p[1], p[4], p[7], p[10]}, vpixels{p[2], p[5], p[8], p[11]}};
+}
+
+inline void store_channels(float* p, Channels v) {
+    for (int i = 0; i < PIXELS; ++i) p[3 * i] = v.red[i], p[3 * i + 1] = v.green[i], p[3 * i + 2] = v.blue[i];
+}
+
+#else
+
 // Sum of the lanes, always in the same order.
 inline float sum(vfloat v) {
-    const eight e = fold(v);
+    const vpixels e = fold(v);
     return ((e[0] + e[4]) + (e[2] + e[6])) + ((e[1] + e[5]) + (e[3] + e[7]));
 }
 
 // The sums of the lanes of eight vectors.
-inline eight sums(const vfloat* v) {
-    eight a[8];
+inline void store_sums(float* out, const vfloat* v) {
+    vpixels a[8];
     for (int i = 0; i < 8; ++i) a[i] = fold(v[i]);
     for (int i = 0; i < 4; ++i)
         a[i] = GSMAE_SHUFFLE(a[2 * i], a[2 * i + 1], 0, 8, 2, 10, 4, 12, 6, 14) +
@@ -88,31 +124,31 @@ inline eight sums(const vfloat* v) {
     for (int i = 0; i < 2; ++i)
         a[i] = GSMAE_SHUFFLE(a[2 * i], a[2 * i + 1], 0, 1, 8, 9, 4, 5, 12, 13) +
                GSMAE_SHUFFLE(a[2 * i], a[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15);
-    return GSMAE_SHUFFLE(a[0], a[1], 0, 1, 2, 3, 8, 9, 10, 11) + GSMAE_SHUFFLE(a[0], a[1], 4, 5, 6, 7, 12, 13, 14, 15);
+    store(out, GSMAE_SHUFFLE(a[0], a[1], 0, 1, 2, 3, 8, 9, 10, 11) + GSMAE_SHUFFLE(a[0], a[1], 4, 5, 6, 7, 12, 13, 14, 15));
 }
 
-// Eight pixels of three interleaved channels, apart.
-struct Channels {
-    eight red, green, blue;
-};
+// Where the first and the second of three consecutive vectors hold the channel that lane 0 or 1 begins with.
+constexpr vpixels_int FIRST = {-1, 0, 0, -1, 0, 0, -1, 0}, SECOND = {0, -1, 0, 0, -1, 0, 0, -1};
 
 inline Channels load_channels(const float* p) {
-    const eight a = load<eight>(p), b = load<eight>(p + 8), c = load<eight>(p + 16);
-    const eight_ints first = {-1, 0, 0, -1, 0, 0, -1, 0}, second = {0, -1, 0, 0, -1, 0, 0, -1};
-    const eight red = first ? a : (second ? b : c), green = second ? a : (first ? c : b), blue = first ? b : (second ? c : a);
+    const vpixels a = load<vpixels>(p), b = load<vpixels>(p + 8), c = load<vpixels>(p + 16);
+    const vpixels red = FIRST ? a : (SECOND ? b : c);
+    const vpixels green = SECOND ? a : (FIRST ? c : b);
+    const vpixels blue = FIRST ? b : (SECOND ? c : a);
     return {GSMAE_SHUFFLE(red, red, 0, 3, 6, 1, 4, 7, 2, 5), GSMAE_SHUFFLE(green, green, 1, 4, 7, 2, 5, 0, 3, 6),
             GSMAE_SHUFFLE(blue, blue, 2, 5, 0, 3, 6, 1, 4, 7)};
 }
 
 inline void store_channels(float* p, Channels v) {
-    const eight red = GSMAE_SHUFFLE(v.red, v.red, 0, 3, 6, 1, 4, 7, 2, 5);
-    const eight green = GSMAE_SHUFFLE(v.green, v.green, 5, 0, 3, 6, 1, 4, 7, 2);
-    const eight blue = GSMAE_SHUFFLE(v.blue, v.blue, 2, 5, 0, 3, 6, 1, 4, 7);
-    const eight_ints first = {-1, 0, 0, -1, 0, 0, -1, 0}, second = {0, -1, 0, 0, -1, 0, 0, -1};
-    store(p, first ? red : (second ? green : blue));
-    store(p + 8, first ? blue : (second ? red : green));
-    store(p + 16, first ? green : (second ? blue : red));
+    const vpixels red = GSMAE_SHUFFLE(v.red, v.red, 0, 3, 6, 1, 4, 7, 2, 5);
+    const vpixels green = GSMAE_SHUFFLE(v.green, v.green, 5, 0, 3, 6, 1, 4, 7, 2);
+    const vpixels blue = GSMAE_SHUFFLE(v.blue, v.blue, 2, 5, 0, 3, 6, 1, 4, 7);
+    store(p, FIRST ? red : (SECOND ? green : blue));
+    store(p + 8, FIRST ? blue : (SECOND ? red : green));
+    store(p + 16, FIRST ? green : (SECOND ? blue : red));
 }
+
+#endif
 
 // 2^x for x in [-126, 126], relative error below 2.5e-7: the nearest integer goes into the exponent, a minimax
 // polynomial covers the rest. Outside that range the result is meaningless (mask it), but nothing traps.

@@ -53,19 +53,13 @@ void store_block(const Projection& r, const Block& b, const Inputs& in, int64_t 
 
 // Sums of one splat in one view over its pairs, in their order.
 inline void add_pairs(const View& view, const std::vector<Buffer<float>>& sums_of_bands, int64_t index, float* total) {
-    eight first = {};
-    float last = 0.0f;
-    static_assert(SUMS == 9, "eight and one");
+    for (int i = 0; i < SUMS; ++i) total[i] = 0.0f;
     for (int band = view.reaches[index].first; band <= view.reaches[index].last; ++band) {
         const Buffer<int32_t>& numbers = view.bands[band].first_number;
         const float* values = sums_of_bands[band].data.get() + int64_t(SUMS) * numbers[index];
-        for (int32_t n = numbers[index]; n < numbers[index + 1]; ++n, values += SUMS) {
-            first += load<eight>(values);
-            last += values[8];
-        }
+        for (int32_t n = numbers[index]; n < numbers[index + 1]; ++n, values += SUMS)
+            for (int i = 0; i < SUMS; ++i) total[i] += values[i];
     }
-    store(total, first);
-    total[8] = last;
 }
 
 void differentiate_block(const Inputs& in, const Scene& scene, const std::vector<std::vector<Buffer<float>>>& sums,

@@ -8,6 +8,8 @@
 #include <memory>
 #include <vector>
 
+#include "simd.h"
+
 namespace gsmae {
 
 constexpr float NEAR_PLANE = 0.01f;
@@ -20,10 +22,9 @@ constexpr float QUAT_MIN = 1e-24f;
 constexpr float LOG2_E = 1.4426950408889634f;
 constexpr float LOG2_ALPHA_MIN = -7.994353436858858f;
 
-// A strip is the unit of work of the rasteriser: PIXELS columns and STRIP rows. It is tall and narrow because a
+// A strip is the unit of work of the rasteriser: PIXELS (simd.h) columns and STRIP rows. It is tall and narrow because a
 // projected splat covers one run of rows in every such column, so the inner loop is a plain counted loop whose vector
 // is a group of pixels, and needs no test for pixels beyond the ellipse but the one in its lanes.
-constexpr int PIXELS = 8;
 constexpr int STRIP = 64;
 
 // Arrays without the zero fill of std::vector.
