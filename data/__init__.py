@@ -13,8 +13,8 @@ _PUBLIC = {"SplatDataset": "datasets", "batches": "streams"}
 __all__ = ["SplatDataset", "batches"]
 
 if TYPE_CHECKING:
-    from .streams import batches
     from .datasets import SplatDataset
+    from .streams import batches
 
 
 def __getattr__(name: str):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from torch import Tensor
 
@@ -31,5 +31,6 @@ class Batch:
 
     def to(self, device, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
-        values = (getattr(self, f.name) for f in fields(self))
-        return Batch(*(v.to(device, non_blocking=non_blocking) if isinstance(v, Tensor) else v for v in values))
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {k: v.to(device, non_blocking=non_blocking) for k, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)

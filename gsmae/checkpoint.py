@@ -126,7 +126,7 @@ def thin(run: str | Path, keep: int, also: str) -> None:
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state as named tensors: "PARAMETER/exp_avg" and so on."""
-    names = {p: name for name, p in model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     out = {}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():

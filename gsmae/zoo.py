@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from . import checkpoint
 from .config import from_mapping
 from .errors import InputError, nearest_name
 from .features import FeatureSpec
-from .models import Encoder
+from .models import Classifier, Encoder, GaussianMAE, Segmenter
 from .tasks import TASKS
 from .weights import load_weights
 
@@ -21,14 +19,14 @@ from .weights import load_weights
 class Trained:
     """A checkpoint brought back to life, in evaluation mode.
 
-    model    GaussianMAE, Classifier or Segmenter
+    model    the network; all have an `encoder`
     task     its name in TASKS
     spec     how its input is normalised
     state    all of state.json: progress, class and part names, versions
     path     the checkpoint folder
     """
 
-    model: nn.Module
+    model: GaussianMAE | Classifier | Segmenter
     task: str
     spec: FeatureSpec
     state: dict[str, Any]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from gsmae import ops
@@ -158,7 +158,7 @@ def initialise(samples: SurfaceSamples, config: FitConfig) -> Gaussians:
     """One Gaussian per surface sample: flat along the normal, as wide as the distance to its neighbours."""
     n = min(config.initial, len(samples.points))
     points = np.asarray(samples.points[:n], dtype=np.float64)
-    near = cKDTree(points).query(points, k=min(4, n))[0][:, 1:] if n > 1 else np.full((n, 1), 0.02)
+    near = KDTree(points).query(points, k=min(4, n))[0][:, 1:] if n > 1 else np.full((n, 1), 0.02)
     width = np.sqrt((near**2).mean(axis=1)).clip(1e-4, 0.2)
     scales = torch.from_numpy(width).float()[:, None].repeat(1, 3)
     scales[:, 2] *= 0.3

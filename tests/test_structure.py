@@ -117,6 +117,15 @@ def test_the_code_is_formatted_and_linted():
         assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_types_agree():
+    """pyright brings its own Node.js when the machine has none, which a closed network may refuse."""
+    pyright = [sys.executable, "-m", "pyright"]
+    if subprocess.run([*pyright, "--version"], cwd=ROOT, capture_output=True).returncode != 0:
+        pytest.skip("pyright cannot start here")
+    result = subprocess.run([*pyright, "--pythonpath", sys.executable], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
 def test_the_command_that_ci_runs_is_the_readmes():
     assert "scripts/test.sh" in (ROOT / ".ci" / "run").read_text()
     readme = (ROOT / "README.md").read_text()

@@ -12,6 +12,7 @@ import tyro
 from gsmae import zoo
 from gsmae.errors import GsmaeError, InputError
 from gsmae.files import write_aside
+from gsmae.models import GaussianMAE
 from gsmae.ply import read_ply, write_ply
 from gsmae.progress import bar
 
@@ -40,7 +41,7 @@ def reconstruct(argv: list[str]) -> Outcome:
 
     a = parse(ReconstructArguments, "reconstruct", argv)
     trained = zoo.load_trained(a.run)
-    if trained.task != "pretrain":
+    if not isinstance(trained.model, GaussianMAE):
         raise InputError(trained.path, f"is a '{trained.task}' run", "only a pretrained run can reconstruct")
     for file in bar("reconstruct", "splat", a.splats):
         made = reconstruct_splat(trained.model, read_ply(file), a.seed)

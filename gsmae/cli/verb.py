@@ -51,7 +51,9 @@ class Outcome:
 
 def parse(cls: type[A], verb: str, argv: list[str], default: A | None = None) -> A:
     """Read a verb's arguments; wrong ones end the program with code 2 and the nearest valid name."""
-    return tyro.cli(cls, prog=f"gsmae {verb}", args=argv, default=default)
+    read = tyro.cli(cls, prog=f"gsmae {verb}", args=argv, default=default)
+    assert isinstance(read, cls)
+    return read
 
 
 def preset(argv: list[str], flag: str, known: dict[str, Any], fallback: str) -> str:

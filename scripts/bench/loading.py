@@ -28,9 +28,9 @@ from plyfile import PlyData
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from data.streams import BatchStream, batches
 from data.datasets import SplatDataset, to_gaussians
 from data.shards import pack, raw_rows
+from data.streams import BatchStream, batches
 from gsmae.features import FeatureSpec, normalize
 from gsmae.files import sha256
 from gsmae.gaussians import Gaussians
