@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from gsmae.gaussians import Gaussians, rotation_matrices, unit_quats
 
-if TYPE_CHECKING:
-    from .fit import FitConfig
+from .profiles import FitConfig
 
 
 class Growth:

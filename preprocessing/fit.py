@@ -12,66 +12,13 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from gsmae import ops
-from gsmae.config import Config
 from gsmae.gaussians import SH_DC, Gaussians
 
 from .cameras import Cameras
 from .density import Growth
+from .profiles import FitConfig
 from .quality import evaluate
 from .surface import SurfaceSamples
-
-
-class FitConfig(Config):
-    """How one object is optimised. Rates are for objects in the unit sphere."""
-
-    iterations: int = 700
-    """optimisation steps, one view each"""
-    initial: int = 5000
-    """Gaussians at the start, samples of the mesh surface"""
-    cap: int = 12000
-    """most Gaussians at any time"""
-    sh_degree: int = 0
-    """degree of the spherical harmonics, 0 to 3; the light is fixed in the world, so 0 serves matt objects"""
-    sh_every: int = 1000
-    """steps after which one more degree of the harmonics is freed"""
-    lr_means: float = 4e-3
-    """rate of the centres at the start, in units of the object's radius"""
-    lr_means_end: float = 1e-4
-    """rate of the centres at the end; exponential in between"""
-    lr_sh: float = 2e-2
-    """rate of the base colour; higher harmonics get a twentieth"""
-    lr_opacities: float = 5e-2
-    """rate of the opacity logits"""
-    lr_scales: float = 3e-2
-    """rate of the logarithms of the scales"""
-    lr_quats: float = 5e-3
-    """rate of the quaternions"""
-    ssim_weight: float = 0.2
-    """share of 1 - SSIM in the loss; the rest is L1"""
-    grow_from: float = 0.05
-    """share of the schedule at which densification begins"""
-    grow_until: float = 0.6
-    """share of the schedule at which densification ends"""
-    grow_every: int = 50
-    """steps between two densifications"""
-    grow_gradient: float = 8e-4
-    """mean screen-space gradient (in units of half the picture) above which a Gaussian is cloned or split"""
-    split_scale: float = 0.01
-    """Gaussians larger than this are split, smaller ones cloned"""
-    opacity_floor: float = 0.005
-    """Gaussians fainter than this are removed at each densification"""
-    opacity_reset_every: int = 0
-    """steps between two resets of the opacities to 0.01; 0 = never"""
-    prune_at: tuple[float, ...] = ()
-    """shares of the schedule at which the least important Gaussians are removed"""
-    prune_share: float = 0.6
-    """share removed at each of these points (paper: 60 %)"""
-    val_every: int = 100
-    """steps between two looks at the validation views"""
-    patience: int = 3
-    """looks without progress after which the fit stops early"""
-    min_gain: float = 0.05
-    """decibels on the validation views that count as progress"""
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from .verb import NO_PREFIX, Arguments, Flag, Outcome, parse, plain, preset
 Device = Literal["auto", "cpu", "cuda"]
 
 
-class PretrainArguments(Arguments):
-    """Pretrain a Gaussian-MAE on the training split of a pack; the validation split picks the best checkpoint."""
+class TrainArguments(Arguments):
+    """What every verb that trains takes."""
 
     data: tyro.conf.Positional[Path]
     """folder written by `gsmae pack`"""
@@ -38,42 +38,30 @@ class PretrainArguments(Arguments):
     """YAML with such values, as in the config.yaml of another run; flags win over it"""
     device: Device = "auto"
     """auto: a GPU if there is one"""
+
+
+class PretrainArguments(TrainArguments):
+    """Pretrain a Gaussian-MAE on the training split of a pack; the validation split picks the best checkpoint."""
+
     run: Annotated[recipes.PretrainRun, NO_PREFIX] = recipes.PretrainRun()
 
 
-class ClassifyArguments(Arguments):
-    """Fine-tune (or, without --init, train from scratch) a classifier of whole objects."""
+class FinetuneArguments(TrainArguments):
+    """What both fine-tuning tasks take."""
 
-    data: tyro.conf.Positional[Path]
-    """folder written by `gsmae pack`"""
-    out: Path
-    """run folder; an unfinished run in it goes on"""
     init: Path | None = None
     """run whose encoder and FeatureSpec to begin with; without it: random weights"""
-    recipe: Literal["tiny", "small", "base"] = "base"
-    """named defaults for --spec, --model and --train; base is the paper"""
-    config: Path | None = None
-    """YAML with such values, as in the config.yaml of another run; flags win over it"""
-    device: Device = "auto"
-    """auto: a GPU if there is one"""
+
+
+class ClassifyArguments(FinetuneArguments):
+    """Fine-tune (or, without --init, train from scratch) a classifier of whole objects."""
+
     run: Annotated[recipes.ClassifyRun, NO_PREFIX] = recipes.ClassifyRun()
 
 
-class SegmentArguments(Arguments):
+class SegmentArguments(FinetuneArguments):
     """Fine-tune (or, without --init, train from scratch) a part segmenter of labelled surface points."""
 
-    data: tyro.conf.Positional[Path]
-    """folder written by `gsmae pack`"""
-    out: Path
-    """run folder; an unfinished run in it goes on"""
-    init: Path | None = None
-    """run whose encoder and FeatureSpec to begin with; without it: random weights"""
-    recipe: Literal["tiny", "small", "base"] = "base"
-    """named defaults for --spec, --model and --train; base is the paper"""
-    config: Path | None = None
-    """YAML with such values, as in the config.yaml of another run; flags win over it"""
-    device: Device = "auto"
-    """auto: a GPU if there is one"""
     run: Annotated[recipes.SegmentRun, NO_PREFIX] = recipes.SegmentRun()
 
 

@@ -16,8 +16,7 @@ from gsmae.errors import InputError
 from gsmae.files import read_json, sha256
 from gsmae.ply import read_ply
 from preprocessing.build import build, object_seed
-from preprocessing.fit import FitConfig
-from preprocessing.profiles import BuildConfig
+from preprocessing.profiles import BuildConfig, FitConfig
 
 MICRO = BuildConfig(
     views=8, val_views=2, test_views=2, resolution=48, supersample=1, surface_points=64, min_psnr=5,

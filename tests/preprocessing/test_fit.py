@@ -7,8 +7,9 @@ from gsmae.render import render
 from preprocessing.cameras import test_cameras as views_to_measure
 from preprocessing.cameras import train_cameras, val_cameras
 from preprocessing.density import Growth
-from preprocessing.fit import FitConfig, fit, importance, initialise
+from preprocessing.fit import fit, importance, initialise
 from preprocessing.meshes import load_mesh
+from preprocessing.profiles import FitConfig
 from preprocessing.quality import evaluate, psnr
 from preprocessing.render import render_views
 from preprocessing.surface import sample_surface
