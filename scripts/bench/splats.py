@@ -22,7 +22,7 @@ from gsmae.ops.native import library
 SCENES = ["5k init", "5k trained", "20k trained sh3"]
 
 
-def scene(name: str, size: int, views: int = 1) -> tuple:
+def scene(name: str, size: int, views: int = 1) -> tuple[Any, ...]:
     """Arguments of ops.rasterize: splats on a torus and a sphere, as they start a fit (init) or end it (trained)."""
     count = 20_000 if name.startswith("20k") else 5_000
     generator = torch.Generator().manual_seed(0)
@@ -77,10 +77,10 @@ class Clock:
         return f"| {name} | {cpu:.2f} | {wall:.2f} |"
 
 
-def time_splats(clock: Clock, label: str, arguments: tuple) -> None:
+def time_splats(clock: Clock, label: str, arguments: tuple[Any, ...]) -> None:
     splats = [t.clone().requires_grad_() for t in arguments[:5]]
     offsets = torch.zeros(len(arguments[5]), len(splats[0]), 2, requires_grad=True)
-    colors, _ = clock.time(f"{label}, forward", lambda: ops.rasterize(*splats, *arguments[5:], offsets))
+    colors, _ = clock.time(f"{label}, forward", lambda: ops.rasterize(*[*splats, *arguments[5:], offsets]))
     gradient = torch.ones_like(colors)
     clock.time(f"{label}, backward", lambda: colors.backward(gradient))
 

@@ -1,6 +1,7 @@
 """Gaussian splats to pictures on the CPU by csrc/splats.cpp; the promises are those of gsmae.ops.reference.splats."""
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def rasterize(
     splats = (means, quats, scales, opacities, sh, background, offsets)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in splats):
         return _Rasterize.apply(means, quats, scales, opacities, sh, background, offsets, viewmats, Ks, width, height)
-    inputs = _Inputs(means, quats, scales, opacities, sh, viewmats, Ks, width, height, background, offsets)
+    inputs = _Inputs((means, quats, scales, opacities, sh), viewmats, Ks, width, height, background, offsets)
     colors = torch.empty(len(viewmats), height, width, 3)
     alphas = torch.empty(len(viewmats), height, width)
     for first in range(0, len(viewmats), _VIEWS_AT_ONCE):
@@ -54,7 +55,7 @@ def contributions(
 ) -> Tensor:
     """See gsmae.ops.reference.splats.contributions."""
     check_arguments(means, quats, scales, opacities, sh, viewmats, Ks, width, height)
-    inputs = _Inputs(means, quats, scales, opacities, sh, viewmats, Ks, width, height, torch.zeros(3), None)
+    inputs = _Inputs((means, quats, scales, opacities, sh), viewmats, Ks, width, height, torch.zeros(3), None)
     total = torch.zeros(len(means), dtype=torch.float64)
     call = library().kernel("gsmae_splats_contributions", _INPUTS + "pi", "i")
     for first in range(0, len(viewmats), _VIEWS_AT_ONCE):
@@ -66,8 +67,17 @@ def contributions(
 class _Inputs:
     """Contiguous inputs of a call, kept alive while the kernel holds their addresses."""
 
-    def __init__(self, means, quats, scales, opacities, sh, viewmats, Ks, width, height, background, offsets):
-        self.splats = [t.detach().contiguous() for t in (means, quats, scales, opacities, sh)]
+    def __init__(
+        self,
+        splats: Sequence[Tensor],
+        viewmats: Tensor,
+        Ks: Tensor,
+        width: int,
+        height: int,
+        background: Tensor,
+        offsets: Tensor | None,
+    ):
+        self.splats = [t.detach().contiguous() for t in splats]
         self.viewmats, self.Ks = viewmats.detach().contiguous(), Ks.detach().contiguous()
         self.offsets = None if offsets is None else offsets.detach().contiguous()
         self.background = background.detach().contiguous()
@@ -76,7 +86,7 @@ class _Inputs:
     def views(self, chosen: slice) -> "_Inputs":
         offsets = None if self.offsets is None else self.offsets[chosen]
         cameras = self.viewmats[chosen], self.Ks[chosen]
-        return _Inputs(*self.splats, *cameras, self.width, self.height, self.background, offsets)
+        return _Inputs(self.splats, *cameras, self.width, self.height, self.background, offsets)
 
     def arguments(self) -> list[Any]:
         means, sh = self.splats[0], self.splats[4]
@@ -122,12 +132,12 @@ def _check(status: int) -> None:
 class _Rasterize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, means, quats, scales, opacities, sh, background, offsets, viewmats, Ks, width, height):
-        inputs = _Inputs(means, quats, scales, opacities, sh, viewmats, Ks, width, height, background, offsets)
+        inputs = _Inputs((means, quats, scales, opacities, sh), viewmats, Ks, width, height, background, offsets)
         colors = torch.empty(len(viewmats), height, width, 3)
         alphas = torch.empty(len(viewmats), height, width)
         ctx.scene = _forward(library(), inputs, colors, alphas, keep=True)
         ctx.save_for_backward(means, quats, scales, opacities, sh, background, offsets, viewmats, Ks, colors, alphas)
-        ctx.size = width, height
+        ctx.width, ctx.height = width, height
         ctx.set_materialize_grads(False)
         return colors, alphas
 
@@ -140,7 +150,7 @@ class _Rasterize(torch.autograd.Function):
             return (None,) * 11
         g_colors = torch.zeros_like(colors) if g_colors is None else g_colors.contiguous()
         g_alphas = None if g_alphas is None else g_alphas.contiguous()
-        inputs = _Inputs(*splats, viewmats, Ks, *ctx.size, background, offsets)
+        inputs = _Inputs(splats, viewmats, Ks, ctx.width, ctx.height, background, offsets)
         g_splats = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in splats]
         g_background = torch.empty(3)
         g_offsets = torch.empty_like(offsets, memory_format=torch.contiguous_format) if offsets is not None else None

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def fresh(monkeypatch):
     return monkeypatch
 
 
-def a_splat(size: int = 8) -> tuple:
+def a_splat(size: int = 8) -> tuple[Any, ...]:
     viewmat = torch.eye(4)[None].clone()
     viewmat[0, 2, 3] = 2.0
     K = torch.tensor([[[10.0, 0, size / 2], [0, 10, size / 2], [0, 0, 1]]])
@@ -84,6 +85,25 @@ def test_threads_follow_torch_until_set():
     assert library.threads() == torch.get_num_threads()
     with pytest.raises(ValueError, match="at least 1"):
         library.set_threads(0)
+
+
+@needs_kernels
+def test_a_process_forked_after_a_parallel_kernel_has_threads_of_its_own():
+    script = """
+import os, torch
+from gsmae import ops
+from gsmae.ops.native import library
+library.set_threads(2)
+a, b = torch.rand(2, 2, 64, 64, 3)
+before = ops.ssim(a, b)
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(ops.ssim(a, b), before) else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_build_without_a_compiler_succeeds(tmp_path):
