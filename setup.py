@@ -5,12 +5,14 @@ gsmae.ops.reference. The libraries use no Python headers, so one build serves ev
 """
 
 import platform
+import shutil
 import warnings
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 SOURCES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*.cpp"))
@@ -72,6 +74,15 @@ class BuildKernels(build_ext):
         )
 
 
+class WithExamples(build_py):
+    """Puts the example meshes into a wheel; an editable install finds them in the checkout."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree(ROOT / "examples", Path(self.build_lib) / "preprocessing" / "examples", dirs_exist_ok=True)
+
+
 class PlatformWheel(bdist_wheel):
     """The wheel depends on the platform, not on the Python version."""
 
@@ -84,5 +95,5 @@ setup(
         Extension(f"gsmae.ops.native._kernels_{variant}", SOURCES, depends=DEPENDS, language="c++", optional=True)
         for variant in VARIANTS
     ],
-    cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
+    cmdclass={"build_py": WithExamples, "build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
 )

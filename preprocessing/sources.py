@@ -143,6 +143,18 @@ _SCANS: dict[str, _Scan] = {"shapenet": _shapenet, "modelnet": _modelnet, "folde
 SOURCES: dict[str, Source] = {name: _source(name, scan) for name, scan in _SCANS.items()}
 
 
+def examples() -> Path:
+    """The folder of the real meshes that come with gsmae: `meshes` (OBJ), `off` (ModelNet's layout) and `parts.json`.
+
+    In a checkout it lies beside the packages, in an installed wheel inside this one.
+    """
+    here = Path(__file__).resolve().parent
+    for folder in (here / "examples", here.parent / "examples"):
+        if (folder / "manifest.csv").is_file():
+            return folder
+    raise InputError(here / "examples", "the example meshes are missing", "install gsmae again")
+
+
 def detect(root: str | Path) -> str:
     """The source whose layout `root` has; InputError where it is missing or has no folders."""
     root = Path(root)

@@ -130,3 +130,15 @@ def test_the_command_that_ci_runs_is_the_readmes():
     assert "scripts/test.sh" in (ROOT / ".ci" / "run").read_text()
     readme = (ROOT / "README.md").read_text()
     assert "bash scripts/quickstart.sh" in readme and "bash scripts/test.sh" in readme
+
+
+@pytest.mark.slow
+def test_a_wheel_has_kernels_templates_and_examples(tmp_path):
+    import zipfile
+
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert any(name.startswith("gsmae/ops/native/_kernels_") for name in names)
+    assert "gsmae/report/templates/page.html.j2" in names and "preprocessing/examples/parts.json" in names

@@ -13,6 +13,7 @@ from gsmae.errors import GsmaeError, nearest_name
 
 # verb -> (module below gsmae.cli, one line of help); the function has the verb's name
 VERBS = {
+    "examples": ("datasets", "where the real example meshes lie that come with gsmae"),
     "build": ("datasets", "meshes -> a folder of Gaussian splats (.ply), one record per object"),
     "pack": ("datasets", "a build -> shards (HDF5) and an index, ready for training"),
     "check": ("datasets", "look for missing, altered or broken files in a build, a pack or a splat"),

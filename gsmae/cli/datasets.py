@@ -10,6 +10,19 @@ import tyro
 from .verb import Arguments, Flag, Outcome, parse, plain
 
 
+class ExamplesArguments(Arguments):
+    """Print the folder of the example meshes: gsmae build "$(gsmae examples)/meshes" --out splats"""
+
+
+def examples(argv: list[str]) -> Outcome:
+    """gsmae examples"""
+    from preprocessing.sources import examples as folder
+
+    a = parse(ExamplesArguments, "examples", argv)
+    found = folder()
+    return Outcome({"examples": str(found)}, 0, a.as_json, [str(found)])
+
+
 def build(argv: list[str]) -> Outcome:
     """gsmae build"""
     from preprocessing.command import build as build_command
