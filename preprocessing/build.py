@@ -168,7 +168,7 @@ def _blank(item: MeshItem, identity: str, seed: int) -> dict[str, Any]:
 def _commit_failure(
     out: Path, item: MeshItem, identity: str, seed: int, stage: str, error: Exception
 ) -> dict[str, Any]:
-    known = isinstance(error, GsmaeError | FloatingPointError)
+    known = isinstance(error, GsmaeError)
     reason = str(error) if known else f"{type(error).__name__}: {error}"
     record = {**_blank(item, identity, seed), "reason": reason, "stage": stage}
     if not known:

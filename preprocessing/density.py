@@ -28,7 +28,36 @@ class Growth:
         self.parameters = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
         groups = [{"params": [p], "lr": rates[name], "name": name} for name, p in self.parameters.items()]
         self.optimizer = torch.optim.Adam(groups, eps=1e-15, fused=True)
-        self._start = len(g)
+        self._start, self._scale = len(g), 1.0
+        self._clear()
+
+    def finite(self, loss: Tensor) -> bool:
+        """Whether the loss and all gradients are finite."""
+        sums = [p.grad.sum() for p in self.parameters.values() if p.grad is not None]
+        return bool(torch.isfinite(torch.stack([loss.detach(), *sums])).all())
+
+    def forget_gradients(self) -> None:
+        """Drop the gradients at hand without a step."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def snapshot(self) -> dict[str, tuple[Tensor, dict[str, Tensor]]]:
+        """A copy of all parameters and of their optimiser state."""
+        return {
+            name: (p.detach().clone(), {k: v.clone() for k, v in self.optimizer.state.get(p, {}).items()})
+            for name, p in self.parameters.items()
+        }
+
+    def restore(self, snapshot: dict[str, tuple[Tensor, dict[str, Tensor]]], rates: float) -> None:
+        """Back to a snapshot, with all rates multiplied by `rates` from here on."""
+        self._scale *= rates
+        for group in self.optimizer.param_groups:
+            value, state = snapshot[group["name"]]
+            self.optimizer.state.pop(group["params"][0], None)
+            new = value.clone().requires_grad_()
+            if state:
+                self.optimizer.state[new] = {k: v.clone() for k, v in state.items()}
+            group["params"][0] = self.parameters[group["name"]] = new
+            group["lr"] *= rates
         self._clear()
 
     def gaussians(self) -> Gaussians:
@@ -47,7 +76,7 @@ class Growth:
         c = self.config
         for group in self.optimizer.param_groups:
             if group["name"] == "means":
-                group["lr"] = c.lr_means * (c.lr_means_end / c.lr_means) ** share
+                group["lr"] = self._scale * c.lr_means * (c.lr_means_end / c.lr_means) ** share
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if screen_gradient is not None:

@@ -12,6 +12,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from gsmae import ops
+from gsmae.errors import GsmaeError
 from gsmae.gaussians import SH_DC, Gaussians
 
 from .cameras import Cameras
@@ -19,6 +20,10 @@ from .density import Growth
 from .profiles import FitConfig
 from .quality import evaluate
 from .surface import SurfaceSamples
+
+
+class NumericError(GsmaeError):
+    """A fit whose numbers could not be kept finite."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,8 @@ def fit(
     images       [V, H, W, 3] uint8, the training views, on white
     val_images   a few others: they decide when to stop and which state is kept, nothing else
     samples      surface points, the first `config.initial` of which become Gaussians
-    Same seed, same bytes on the CPU, whatever the number of threads.
-    Raises FloatingPointError when the loss is not finite three times in a row.
+    Same seed, same bytes on the CPU, whatever the number of threads. A step whose gradients are not finite is skipped;
+    after three in a row the last good state comes back at half the rates; three more raise NumericError.
     """
     generator = torch.Generator().manual_seed(seed)
     targets = torch.from_numpy(images)
@@ -55,6 +60,7 @@ def fit(
     white = torch.ones(3)
     state = Growth(initialise(samples, config), config, cameras.width, generator)
     best, best_psnr, history, stale, bad = None, -math.inf, [], 0, 0
+    good, rescued = state.snapshot(), False
     order: list[int] = []
 
     def look(step: int) -> None:
@@ -80,17 +86,22 @@ def fit(
             viewmats[view : view + 1], intrinsics[view : view + 1], cameras.width, cameras.height, white, offsets,
         )  # fmt: skip
         loss = ops.l1_ssim(picture, targets[view : view + 1].float() / 255, config.ssim_weight)
-        if not torch.isfinite(loss):
+        loss.backward()
+        if not state.finite(loss):
+            state.forget_gradients()
             bad += 1
+            if bad == 3 and rescued:
+                raise NumericError(f"gradients were not finite in three steps up to {step}, twice")
             if bad == 3:
-                raise FloatingPointError(f"the loss was not finite at step {step} and the two before")
+                state.restore(good, rates=0.5)
+                bad, rescued = 0, True
             continue
         bad = 0
-        loss.backward()
         state.update(offsets.grad, step / config.iterations)
         state.grow(step, lambda g: importance(g, cameras))
         if step % config.val_every == 0:
             look(step)
+            good = state.snapshot()
             settled = step > config.iterations * max(config.grow_until, *config.prune_at, 0)
             if settled and stale >= config.patience:
                 break

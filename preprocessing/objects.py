@@ -17,7 +17,7 @@ from .cameras import test_cameras, train_cameras, val_cameras
 from .fit import fit
 from .meshes import load_mesh
 from .profiles import BuildConfig
-from .quality import evaluate
+from .quality import evaluate, surface_distance
 from .render import render_views
 from .sources import MeshItem
 from .surface import part_labels, sample_surface
@@ -68,6 +68,8 @@ def make(
             item.path, f"rejected: {quality.psnr:.1f} dB on the test views, {config.min_psnr:g} are asked for"
         )
 
+    distance = surface_distance(result.gaussians, mesh) if config.surface_distance else None
+
     entered("write")
     kept = slice(0, config.surface_points)
     parts = part_labels(mesh, samples.faces[kept], patterns)
@@ -79,12 +81,20 @@ def make(
     splat = out / "splats" / f"{item.uid}.ply"
     write_ply(splat, result.gaussians)
     return {
-        "mesh_sha256": mesh.sha256, "mesh_bytes": item.path.stat().st_size,
-        "mesh_to_splat": np.asarray(mesh.mesh_to_splat).tolist(), "gaussians": len(result.gaussians),
-        "psnr": round(quality.psnr, 3), "ssim": round(quality.ssim, 4), "psnr_val": round(result.psnr_val, 3),
-        "iterations": result.iterations, "sha256": sha256(splat), "bytes": splat.stat().st_size,
-        "part_names": list(patterns), "warnings": list(mesh.warnings),
-    }  # fmt: skip
+        "mesh_sha256": mesh.sha256,
+        "mesh_bytes": item.path.stat().st_size,
+        "mesh_to_splat": np.asarray(mesh.mesh_to_splat).tolist(),
+        "gaussians": len(result.gaussians),
+        "psnr": round(quality.psnr, 3),
+        "ssim": round(quality.ssim, 4),
+        "psnr_val": round(result.psnr_val, 3),
+        "surface_distance": distance,
+        "iterations": result.iterations,
+        "sha256": sha256(splat),
+        "bytes": splat.stat().st_size,
+        "part_names": list(patterns),
+        "warnings": list(mesh.warnings),
+    }
 
 
 def _picture(path: Path, image: np.ndarray, splat: np.ndarray) -> None:

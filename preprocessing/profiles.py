@@ -77,6 +77,8 @@ class BuildConfig(Config):
     """samples per pixel and axis"""
     surface_points: int = 4096
     """samples of the mesh surface kept beside the splat, with part labels where the mesh names its parts"""
+    surface_distance: bool = False
+    """also measure how far the centres lie from the mesh surface; needs Open3D (the extra `full`)"""
     min_psnr: float = 18.0
     """objects below this PSNR on the test views are rejected, with the reason in their record"""
     fit: FitConfig = FitConfig()

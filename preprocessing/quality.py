@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from gsmae import ops
+from gsmae.errors import GsmaeError
 from gsmae.gaussians import Gaussians
 from gsmae.render import render
 
 from .cameras import Cameras
+from .meshes import Mesh
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,23 @@ def evaluate(gaussians: Gaussians, cameras: Cameras, images: np.ndarray) -> Qual
     viewmats, intrinsics = torch.from_numpy(cameras.viewmats), torch.from_numpy(cameras.Ks)
     pictures = render(gaussians, viewmats, intrinsics, cameras.width, cameras.height)
     return Quality(float(psnr(pictures, targets).mean()), float(ops.ssim(pictures, targets).mean()), pictures)
+
+
+def surface_distance(gaussians: Gaussians, mesh: Mesh) -> dict[str, float]:
+    """How far the centres lie from the mesh surface, in radii of the object: mean, median and 95th percentile.
+
+    Unsigned distances to the triangles, by Open3D's RaycastingScene. Raises GsmaeError where Open3D is missing.
+    """
+    try:
+        import open3d
+    except ImportError:
+        raise GsmaeError("surface distances need Open3D: pip install 'gsmae[full]'") from None
+    scene = open3d.t.geometry.RaycastingScene()
+    scene.add_triangles(open3d.core.Tensor(mesh.vertices), open3d.core.Tensor(mesh.faces.astype(np.uint32)))
+    distances = scene.compute_distance(open3d.core.Tensor(gaussians.means.numpy())).numpy()
+    middle, far = np.percentile(distances, (50, 95))
+    values = {"mean": distances.mean(), "median": middle, "p95": far}
+    return {name: round(float(value), 6) for name, value in values.items()}
 
 
 def psnr(pictures: Tensor, targets: Tensor) -> Tensor:

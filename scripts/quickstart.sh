@@ -12,7 +12,9 @@ note="20 objects, of which 5 are for testing: accuracies say that every stage ru
 
 run() { # a verb that finishes with some objects failed (4) has told so, and the rest goes on
   echo "— gsmae $1${2:+ $2}" >&2
-  gsmae "$@" || [[ $? == 4 ]]
+  local code=0
+  gsmae "$@" || code=$?
+  [[ $code == 0 || $code == 4 ]] || exit "$code"
 }
 
 run build "$root/examples/meshes" --out "$out/build" --profile fast --parts "$root/examples/parts.json"

@@ -7,10 +7,10 @@ from gsmae.render import render
 from preprocessing.cameras import test_cameras as views_to_measure
 from preprocessing.cameras import train_cameras, val_cameras
 from preprocessing.density import Growth
-from preprocessing.fit import fit, importance, initialise
+from preprocessing.fit import NumericError, fit, importance, initialise
 from preprocessing.meshes import load_mesh
 from preprocessing.profiles import FitConfig
-from preprocessing.quality import evaluate, psnr
+from preprocessing.quality import evaluate, psnr, surface_distance
 from preprocessing.render import render_views
 from preprocessing.surface import sample_surface
 
@@ -64,6 +64,47 @@ def test_the_best_state_on_the_validation_views_is_the_one_that_is_kept(lamp):
 def test_a_fit_that_no_longer_improves_stops_early(lamp):
     c = CONFIG.model_copy(update={"iterations": 200, "min_gain": 50.0, "patience": 2, "grow_until": 0.1})
     assert run(lamp, c).iterations < 200
+
+
+@pytest.mark.parametrize("bad", [(5, 6), (25, 26, 27)])
+def test_steps_that_are_not_finite_are_skipped_and_three_in_a_row_restore_the_last_good_state(lamp, monkeypatch, bad):
+    steps = poison(monkeypatch, bad)
+    result = run(lamp)
+    assert result.iterations == CONFIG.iterations and steps[0] == CONFIG.iterations
+    assert all(torch.isfinite(getattr(result.gaussians, f)).all() for f in ("means", "quats", "log_scales", "sh"))
+    assert result.psnr_val > result.history[0]["psnr_val"]
+
+
+def test_a_fit_that_cannot_be_kept_finite_fails_as_numeric(lamp, monkeypatch):
+    poison(monkeypatch, range(10, 1000))
+    with pytest.raises(NumericError, match="not finite in three steps up to 15"):
+        run(lamp)
+
+
+def poison(monkeypatch, bad) -> list[int]:
+    """Make the loss NaN at some steps; returns the counter of steps."""
+    from gsmae import ops
+
+    real, steps = ops.l1_ssim, [0]
+
+    def loss(*arguments):
+        steps[0] += 1
+        return real(*arguments) * (float("nan") if steps[0] in bad else 1.0)
+
+    monkeypatch.setattr(ops, "l1_ssim", loss)
+    return steps
+
+
+def test_centres_lie_near_the_surface(lamp):
+    pytest.importorskip("open3d", reason="the extra 'full' is not installed")
+    from pathlib import Path
+
+    mesh = load_mesh(Path(__file__).parents[2] / "examples/meshes/lamp/outdoorLamp/models/outdoorLamp.obj")
+    on_it = surface_distance(initialise(lamp[0], CONFIG), mesh)
+    assert on_it["p95"] < 1e-4
+    off = run(lamp).gaussians
+    moved = surface_distance(off.replace(means=off.means * 3), mesh)
+    assert on_it["mean"] < surface_distance(off, mesh)["mean"] < 0.05 < moved["mean"]
 
 
 def test_higher_harmonics_are_fitted_where_they_are_asked_for(lamp):
