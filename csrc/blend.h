@@ -116,23 +116,23 @@ void open_strip(Group (&strip)[GROUPS], const Place& place) {
             strip[g].through[l] = l % PIXELS < place.columns && g * ROWS + l / PIXELS < place.rows ? 1.0f : -1.0f;
 }
 
-// Blends one splat into the strip; returns whether a pixel took it. With WEIGHTS adds up what they took instead of
-// colours.
+// Blends one splat into the strip; returns whether it changed a pixel, be it only to finish it. With WEIGHTS adds up
+// the weights instead of colours.
 template <bool WEIGHTS>
 inline bool blend(const Splat& s, const Pair& pair, const Place& place, Pixels* strip, vfloat& weights) {
     const Section section(s, pair, place);
     vfloat values[GROUPS];
     evaluate(section, place, values);
     const vfloat red = broadcast(s.color[0]), green = broadcast(s.color[1]), blue = broadcast(s.color[2]);
-    vint taken = {};
+    vint touched = {};
     for (int g = section.first; g < section.end; ++g) {
         Pixels& p = strip[g];
         const vfloat alpha = vmin(values[g], broadcast(ALPHA_MAX));
         const vfloat wanted = alpha * p.through, rest = p.through - wanted;
         const vint live = rest > TRANSMITTANCE_MIN;
-        const vfloat weight = keep(live, wanted);
-        p.through = select(live, rest, finish(p.through));
-        taken |= (vint)weight;
+        const vfloat weight = keep(live, wanted), after = select(live, rest, finish(p.through));
+        touched |= (vint)after ^ (vint)p.through;
+        p.through = after;
         if (WEIGHTS) {
             weights += weight;
         } else {
@@ -141,7 +141,39 @@ inline bool blend(const Splat& s, const Pair& pair, const Place& place, Pixels* 
             p.blue += weight * blue;
         }
     }
-    return any(taken);
+    return any(touched);
+}
+
+// Which groups of a strip have a pixel that is open, as bits.
+inline uint64_t open_groups(const Pixels* strip) {
+    static_assert(GROUPS <= 64, "a bit for each group");
+    uint64_t open = 0;
+    for (int g = 0; g < GROUPS; ++g) open |= uint64_t(any(strip[g].through > 0.0f)) << g;
+    return open;
+}
+
+// Cuts the rows of a pair that lie in finished groups off its ends; false where none is left.
+inline bool narrow(Pair& pair, uint64_t open) {
+    const int first = pair.first_row / ROWS, end = (pair.end_row + ROWS - 1) / ROWS;
+    const uint64_t rows = (~uint64_t(0) >> (64 - end) >> first << first) & open;
+    if (rows == 0) return false;
+    pair.first_row = uint8_t(std::max(int(pair.first_row), __builtin_ctzll(rows) * ROWS));
+    pair.end_row = uint8_t(std::min(int(pair.end_row), (64 - __builtin_clzll(rows)) * ROWS));
+    return true;
+}
+
+// Blends all pairs of a strip: calls add(splat, pair), which says whether it changed a pixel, for those in sight. What
+// is open is found out anew whenever a splat was hidden: never where all is transparent, often behind a surface.
+template <class Pairs, class Add>
+inline void blend_pairs(const View& view, Pairs& pairs, int32_t first, int32_t end, const Pixels* strip,
+                        const float* sums, const Add& add) {
+    uint64_t open = ~uint64_t(0);
+    for_pairs(view, pairs, first, end, sums, 1, [&](const Splat& s, Pair& pair) {
+        pair.drawn = narrow(pair, open);
+        if (!pair.drawn) return;
+        pair.drawn = add(s, pair);
+        if (!pair.drawn) open = open_groups(strip);
+    });
 }
 
 // `colors` and `alphas` are those of the view.
@@ -151,9 +183,8 @@ inline void draw_strip(const Inputs& in, const View& view, Band& band, int colum
     Pixels strip[GROUPS];
     open_strip(strip, place);
     vfloat unused = {};
-    for_pairs(view, band.pairs, band.first_pair[column], band.first_pair[column + 1], nullptr, 0, [&](const Splat& s, Pair& pair) {
-        pair.drawn = blend<false>(s, pair, place, strip, unused);
-    });
+    blend_pairs(view, band.pairs, band.first_pair[column], band.first_pair[column + 1], strip, nullptr,
+                [&](const Splat& s, const Pair& pair) { return blend<false>(s, pair, place, strip, unused); });
     for (Pixels& p : strip) {
         p.through = vmax(p.through, -p.through);
         p.red += p.through * in.background[0];
@@ -168,16 +199,18 @@ inline void draw_strip(const Inputs& in, const View& view, Band& band, int colum
     });
 }
 
-// Adds up the blending weight of every pair of a strip, at the pair's number.
-inline void weigh_strip(const Inputs& in, const View& view, const Band& band, int column, int index, float* weights) {
+// Adds up the blending weight of every pair of a strip, at the pair's number in `weights`, which are zero before.
+inline void weigh_strip(const Inputs& in, const View& view, Band& band, int column, int index, float* weights) {
     const Place place(column, index, in.width, in.height);
     Pixels strip[GROUPS];
     open_strip(strip, place);
-    for_pairs(view, band.pairs, band.first_pair[column], band.first_pair[column + 1], weights, 1, [&](const Splat& s, const Pair& pair) {
-        vfloat total = {};
-        blend<true>(s, pair, place, strip, total);
-        weights[pair.number] = sum(total);
-    });
+    blend_pairs(view, band.pairs, band.first_pair[column], band.first_pair[column + 1], strip, weights,
+                [&](const Splat& s, const Pair& pair) {
+                    vfloat total = {};
+                    const bool drawn = blend<true>(s, pair, place, strip, total);
+                    weights[pair.number] = sum(total);
+                    return drawn;
+                });
 }
 
 // ------------------------------------------------------------------------------------------------------ gradients
@@ -248,7 +281,7 @@ inline void differentiate_strip(const Inputs& in, const View& view, const Band& 
                 p.behind[lane + l] += alphas[first + l] * g_alphas[first + l];
             }
     });
-    for_pairs(view, band.pairs, band.first_pair[column], band.first_pair[column + 1], sums_of_pairs, SUMS, [&](const Splat& s, const Pair& pair) {
+    const auto add = [&](const Splat& s, const Pair& pair) {
         float* out = sums_of_pairs + int64_t(SUMS) * pair.number;
         if (!pair.drawn)
             std::fill_n(out, int(SUMS), 0.0f);
@@ -256,7 +289,8 @@ inline void differentiate_strip(const Inputs& in, const View& view, const Band& 
             blend_gradients<true>(s, pair, place, strip, out);
         else
             blend_gradients<false>(s, pair, place, strip, out);
-    });
+    };
+    for_pairs(view, band.pairs, band.first_pair[column], band.first_pair[column + 1], sums_of_pairs, SUMS, add);
     vfloat total[3] = {};
     for (const PixelGradients& p : strip) {
         const vfloat through = vmax(p.through, -p.through);

@@ -148,10 +148,12 @@ std::vector<std::vector<Buffer<float>>> pair_buffers(const Scene& scene, int wid
     return buffers;
 }
 
-void add_contributions(const Inputs& in, const Scene& scene, int threads, double* out) {
+void add_contributions(const Inputs& in, Scene& scene, int threads, double* out) {
     auto weights = pair_buffers(scene, 1);
+    for (auto& bands : weights)
+        for (Buffer<float>& numbers : bands) std::fill_n(numbers.data.get(), numbers.size, 0.0f);
     for_strips(in, scene, threads, [&](int v, int band, int column) {
-        const View& view = scene.views[v];
+        View& view = scene.views[v];
         weigh_strip(in, view, view.bands[band], column, band, weights[v][band].data.get());
     });
     parallel_for((in.count + CHUNK - 1) / CHUNK, threads, [&](int64_t chunk) {

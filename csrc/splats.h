@@ -100,7 +100,8 @@ struct alignas(64) Splat {
 struct Pair {
     int32_t splat;  // rank by depth in the view
     int32_t number;
-    uint8_t first_row, end_row, drawn;  // drawn: whether some pixel took it
+    uint8_t first_row, end_row;  // narrowed where pixels were finished before it
+    uint8_t drawn;               // whether it changed a pixel, be it only to finish it
 };
 
 struct Band {                      // the strips of one row of strips

@@ -58,4 +58,5 @@ class _L1Ssim(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor):
         (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0], None, None
+        factor = float(gradients[0])
+        return (gradient if factor == 1.0 else gradient * factor), None, None

@@ -266,6 +266,31 @@ def test_kernels_agree_with_the_definition_for_splats_that_are(variant, case):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_a_splat_that_only_finishes_pixels_still_hides_those_behind_it(variant):
+    s = scene(5, 9, 9, views=1)
+    s["means"] = torch.linspace(0, 0.4, 5)[:, None] * torch.tensor([0.0, 0.0, 1.0])
+    s["scales"] = torch.full((5, 3), 50.0)
+    # Transmittance 9e-4 after two; the third would bring 5e-5 and is not drawn; the others would not stop the pixel.
+    s["opacities"] = torch.tensor([0.97, 0.97, 0.95, 0.5, 0.1])
+    expected = draw_and_differentiate(reference.splats, s, torch.float64)
+    with library.using(variant):
+        made = draw_and_differentiate(ops, s)
+    assert_agree(made, expected)
+    assert (made["sh"][:2] != 0).all()
+    assert (made["sh"][2:] == 0).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_kernels_agree_with_the_definition_behind_a_surface(variant):
+    s = scene(900, 64, 66, views=1, seed=1)
+    s["opacities"][:] = 0.3 + 0.7 * (s["opacities"] - 0.1) / 0.8
+    s["opacities"][::3] = 0.02
+    expected = draw_and_differentiate(reference.splats, s, torch.float64)
+    with library.using(variant):
+        assert_agree(draw_and_differentiate(ops, s), expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (3, 70), (65, 2), (8, 64), (9, 65), (130, 131)])
 def test_kernels_agree_with_the_definition_at_any_size(variant, width, height):
     s = scene(80, width, height, views=1)
