@@ -78,7 +78,10 @@ inline void store_pixels(float* p, int columns, Channels values) {
     std::copy_n(row, 3 * columns, p);
 }
 
-inline vpixels& row_of(vfloat& group, int lane) { return *reinterpret_cast<vpixels*>(reinterpret_cast<float*>(&group) + lane); }
+// The row of pixels that begins at a lane of a group.
+inline vpixels& row_of(vfloat& group, int lane) {
+    return *reinterpret_cast<vpixels*>(reinterpret_cast<float*>(&group) + lane);
+}
 
 // Calls body(splat, pair) for the pairs of a strip, nearest first. Splats and sums lie apart in memory: they are sent
 // for early. `sums` may be null, or has `width` floats for each pair of the band.
@@ -194,7 +197,8 @@ inline void draw_strip(const Inputs& in, const View& view, Band& band, int colum
     }
     for_rows(place, in.width, [&](int64_t first, int group, int lane) {
         Pixels& p = strip[group];
-        store_pixels(colors + 3 * first, place.columns, {row_of(p.red, lane), row_of(p.green, lane), row_of(p.blue, lane)});
+        const Channels color = {row_of(p.red, lane), row_of(p.green, lane), row_of(p.blue, lane)};
+        store_pixels(colors + 3 * first, place.columns, color);
         std::memcpy(alphas + first, &row_of(p.through, lane), sizeof(float) * place.columns);
     });
 }

@@ -138,7 +138,8 @@ double gradient_row(const float* image, const float* target, int64_t height, int
         constexpr bool PART = decltype(part)::value;
         const vfloat x = take<PART>(image + y * length + i, n), t = take<PART>(target + y * length + i, n);
         const vfloat difference = x - t;
-        const vfloat sign = select(difference > 0.0f, broadcast(1.0f), select(difference < 0.0f, broadcast(-1.0f), vfloat{}));
+        const vfloat one = broadcast(1.0f), zero = {};
+        const vfloat sign = select(difference > 0.0f, one, select(difference < 0.0f, -one, zero));
         const vfloat g = filter(buffers[0] + i) + 2.0f * x * filter(buffers[1] + i) + t * filter(buffers[2] + i);
         const vfloat all = l1_scale * sign + ssim_scale * g;
         std::memcpy(gradient + y * length + i, &all, sizeof(float) * n);
@@ -193,8 +194,9 @@ GSMAE_API int32_t gsmae_images_l1_ssim(int32_t views, int32_t height, int32_t wi
         for_rows(views, height, length, threads, [&](int64_t v, int64_t y, Buffers& buffers) {
             const Slopes slopes = slopes_of(v);
             const float *x = image + v * size, *t = target + v * size;
+            const Slopes* wanted = gradient == nullptr ? nullptr : &slopes;
             RowSums& sums = rows[v * height + y];
-            sums.ssim = ssim_row(x, t, height, length, y, zeros.data(), buffers, gradient == nullptr ? nullptr : &slopes);
+            sums.ssim = ssim_row(x, t, height, length, y, zeros.data(), buffers, wanted);
             if (gradient == nullptr) sums.l1 = l1_row(x + y * length, t + y * length, length);
         });
         if (gradient != nullptr) {

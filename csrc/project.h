@@ -210,9 +210,11 @@ inline void add_gradients(BlockGradients& out, const Block& b, const Camera& cam
                          r.u[0].z * g_m[0] + r.u[1].z * g_m[1]};
 
     // N = turn * scale; the quaternion's gradient is made tangential to the unit sphere.
-    out.scale = out.scale + keep(r.drawn, Vec3{dot(Vec3{g_n[0].x, g_n[1].x, g_n[2].x}, {b.turn[0].x, b.turn[1].x, b.turn[2].x}),
-                                               dot(Vec3{g_n[0].y, g_n[1].y, g_n[2].y}, {b.turn[0].y, b.turn[1].y, b.turn[2].y}),
-                                               dot(Vec3{g_n[0].z, g_n[1].z, g_n[2].z}, {b.turn[0].z, b.turn[1].z, b.turn[2].z})});
+    const Vec3* t = b.turn;
+    const Vec3 g_scale = {g_n[0].x * t[0].x + g_n[1].x * t[1].x + g_n[2].x * t[2].x,
+                          g_n[0].y * t[0].y + g_n[1].y * t[1].y + g_n[2].y * t[2].y,
+                          g_n[0].z * t[0].z + g_n[1].z * t[1].z + g_n[2].z * t[2].z};
+    out.scale = out.scale + keep(r.drawn, g_scale);
     Vec3 g[3];
     for (int i = 0; i < 3; ++i) g[i] = {g_n[i].x * b.scale.x, g_n[i].y * b.scale.y, g_n[i].z * b.scale.z};
     const vfloat w = b.w, x = b.x, y = b.y, z = b.z;

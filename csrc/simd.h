@@ -84,7 +84,7 @@ inline vpixels fold(vfloat v) {
     return total;
 }
 
-// Eight pixels of three interleaved channels, apart.
+// A row of pixels of three interleaved channels, apart.
 struct Channels {
     vpixels red, green, blue;
 };
@@ -124,7 +124,8 @@ inline void store_sums(float* out, const vfloat* v) {
     for (int i = 0; i < 2; ++i)
         a[i] = GSMAE_SHUFFLE(a[2 * i], a[2 * i + 1], 0, 1, 8, 9, 4, 5, 12, 13) +
                GSMAE_SHUFFLE(a[2 * i], a[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15);
-    store(out, GSMAE_SHUFFLE(a[0], a[1], 0, 1, 2, 3, 8, 9, 10, 11) + GSMAE_SHUFFLE(a[0], a[1], 4, 5, 6, 7, 12, 13, 14, 15));
+    store(out, GSMAE_SHUFFLE(a[0], a[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+                   GSMAE_SHUFFLE(a[0], a[1], 4, 5, 6, 7, 12, 13, 14, 15));
 }
 
 // Where the first and the second of three consecutive vectors hold the channel that lane 0 or 1 begins with.

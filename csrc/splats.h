@@ -22,9 +22,9 @@ constexpr float QUAT_MIN = 1e-24f;
 constexpr float LOG2_E = 1.4426950408889634f;
 constexpr float LOG2_ALPHA_MIN = -7.994353436858858f;
 
-// A strip is the unit of work of the rasteriser: PIXELS (simd.h) columns and STRIP rows. It is tall and narrow because a
-// projected splat covers one run of rows in every such column, so the inner loop is a plain counted loop whose vector
-// is a group of pixels, and needs no test for pixels beyond the ellipse but the one in its lanes.
+// A strip is the unit of work of the rasteriser: PIXELS (simd.h) columns and STRIP rows. It is tall and narrow because
+// a projected splat covers one run of rows in every such column, so the inner loop is a plain counted loop over vectors
+// of pixels, and needs no test for pixels beyond the ellipse but the one in its lanes.
 constexpr int STRIP = 64;
 
 // Arrays without the zero fill of std::vector.
