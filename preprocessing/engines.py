@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 J = TypeVar("J")
@@ -26,8 +27,9 @@ def local(work: Callable[[J], R], jobs: Sequence[J], workers: int) -> Iterator[t
     A worker that dies takes no other job with it: whatever was in flight is tried once more, alone.
     """
     if workers == 0:
-        for job in jobs:
-            yield job, _caught(work, job)
+        with _small_operations():
+            for job in jobs:
+                yield job, _caught(work, job)
         return
     suspects: list[J] = []
     waiting = list(jobs)[::-1]
@@ -76,6 +78,19 @@ def _caught(work: Callable[[J], R], job: J) -> R | Exception:
         return work(job)
     except Exception as error:
         return error
+
+
+@contextmanager
+def _small_operations() -> Iterator[None]:
+    """One thread for torch: a fit's own operations are so small that waking a second one costs more than it saves."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _start_worker() -> None:
