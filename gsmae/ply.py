@@ -6,8 +6,10 @@ Binary little endian, one element `vertex` of float32: x y z nx ny nz f_dc_0..2 
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,10 +25,23 @@ NEEDED = (
     "x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity",
     "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3",
 )  # fmt: skip
-SIZES = {
-    "char": 1, "int8": 1, "uchar": 1, "uint8": 1, "short": 2, "int16": 2, "ushort": 2, "uint16": 2,
-    "int": 4, "int32": 4, "uint": 4, "uint32": 4, "float": 4, "float32": 4, "double": 8, "float64": 8,
+KINDS = {
+    "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2",
+    "uint16": "u2", "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4",
+    "double": "f8", "float64": "f8",
 }  # fmt: skip
+ORDERS = {"ascii": "=", "binary_little_endian": "<", "binary_big_endian": ">"}
+COUNT = re.compile(rb"(?m)^(\s*element\s+vertex\s+)\d+")
+
+
+class _Header(NamedTuple):
+    """A header that agrees with its file: format, property names and numpy types, rows, bytes before the body."""
+
+    form: str
+    names: list[str]
+    kinds: list[str]
+    count: int
+    length: int
 
 
 def read_ply(path: str | Path) -> Gaussians:
@@ -36,14 +51,40 @@ def read_ply(path: str | Path) -> Gaussians:
     +inf opacities and -inf scales are legal (fully opaque, flat) and are made finite.
     """
     path = Path(path)
-    names, count = _guard(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(MAX_HEADER)
+    except (OSError, ValueError) as error:
+        raise InputError(path, getattr(error, "strerror", None) or str(error)) from None
+    head = _guard(path, start, size)
+    return _gaussians(path, head, _parsed(path, str(path)))
+
+
+def read_ply_bytes(content: bytes, name: object) -> Gaussians:
+    """`read_ply` of a splat that is in memory already, a member of a zip for instance; errors call it `name`."""
+    head = _guard(str(name), content[:MAX_HEADER], len(content))
+    if head.form == "ascii":
+        return _gaussians(str(name), head, _parsed(str(name), io.BytesIO(content)))
+    # plyfile maps a file but reads a stream value by value, seconds for one splat: it only judges the header here
+    _parsed(str(name), io.BytesIO(COUNT.sub(rb"\g<1>0", content[: head.length], count=1)))
+    rows = np.frombuffer(content, np.dtype(list(zip(head.names, head.kinds, strict=True))), head.count, head.length)
+    return _gaussians(str(name), head, rows)
+
+
+def _parsed(path: str | Path, source: str | io.BytesIO) -> Any:
+    """The element `vertex`, by plyfile."""
     from plyfile import PlyData, PlyParseError
 
     try:
-        vertex = PlyData.read(str(path))["vertex"]
+        return PlyData.read(source)["vertex"]
     except (PlyParseError, ValueError, OSError, KeyError, MemoryError) as error:
         raise InputError(path, f"not readable as PLY: {error}") from None
-    degree = REST[sum(name.startswith("f_rest_") for name in names)]
+
+
+def _gaussians(path: str | Path, head: _Header, vertex: Any) -> Gaussians:
+    """Rows with named fields as Gaussians."""
+    count, degree = head.count, REST[sum(name.startswith("f_rest_") for name in head.names)]
 
     def read(*properties: str) -> np.ndarray:
         return np.stack([np.asarray(vertex[p], dtype=np.float32) for p in properties], axis=1)
@@ -84,22 +125,16 @@ def write_ply(path: str | Path, gaussians: Gaussians) -> None:
         PlyData([PlyElement.describe(rows, "vertex")], byte_order="<").write(str(temporary))
 
 
-def _guard(path: Path) -> tuple[list[str], int]:
-    """Check the header against the file before any parser allocates what it promises; (property names, count)."""
+def _guard(path: str | Path, head: bytes, size: int) -> _Header:
+    """Check the first bytes of a file of `size` bytes before any parser allocates what they promise."""
     cure = "is this a 3DGS splat?"
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(MAX_HEADER)
-    except (OSError, ValueError) as error:
-        raise InputError(path, getattr(error, "strerror", None) or str(error)) from None
     if not head.startswith(b"ply"):
         raise InputError(path, "empty file" if not head else "does not begin with 'ply'", cure)
     end = re.search(rb"(?m)^end_header\r?\n", head)
     if end is None:
         raise InputError(path, f"no 'end_header' in the first {MAX_HEADER} bytes", "the file is cut off or not a PLY")
     lines = head[: end.start()].decode("ascii", errors="replace").split("\n")
-    form, element, count, names, stride = "", "", -1, [], 0
+    form, element, count, names, kinds = "", "", -1, [], []
     for words in (line.split() for line in lines):
         if words[:1] == ["format"] and len(words) > 1:
             form = words[1]
@@ -109,10 +144,10 @@ def _guard(path: Path) -> tuple[list[str], int]:
             element = words[1] if len(words) == 3 else "?"
             count = int(words[2]) if len(words) == 3 and words[2].isdigit() else -1
         elif words[:1] == ["property"]:
-            if len(words) != 3 or words[1] not in SIZES:
+            if len(words) != 3 or words[1] not in KINDS:
                 raise InputError(path, f"property '{words[-1]}' is a list or of an unknown type", cure)
             names.append(words[2])
-            stride += SIZES[words[1]]
+            kinds.append(KINDS[words[1]])
     if element != "vertex" or count < 0:
         raise InputError(path, "no readable 'element vertex COUNT' line", cure)
     if len(set(names)) != len(names):
@@ -125,12 +160,12 @@ def _guard(path: Path) -> tuple[list[str], int]:
         raise InputError(path, f"{len(rest)} 'f_rest' properties", "0, 9, 24 or 45 are SH degrees 0 to 3")
     if not 0 < count <= MAX_GAUSSIANS:
         raise InputError(path, f"promises {count} Gaussians", f"1 to {MAX_GAUSSIANS} are accepted")
-    body = size - end.end()
+    body, stride = size - end.end(), sum(int(kind[1]) for kind in kinds)
     if form.startswith("binary") and body != count * stride:
         what = "is cut off" if body < count * stride else "has trailing bytes"
         raise InputError(path, f"{what}: {count} Gaussians need {count * stride} bytes, there are {body}")
     if form == "ascii" and body < 2 * count * len(names) - 1:
         raise InputError(path, f"is cut off: {body} bytes cannot hold {count} Gaussians")
-    if form not in ("ascii", "binary_little_endian", "binary_big_endian"):
+    if form not in ORDERS:
         raise InputError(path, f"unknown format '{form}'", cure)
-    return names, count
+    return _Header(form, names, [ORDERS[form] + kind for kind in kinds], count, end.end())

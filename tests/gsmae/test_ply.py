@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gsmae.errors import InputError
-from gsmae.ply import read_ply, write_ply
+from gsmae.ply import read_ply, read_ply_bytes, write_ply
 
 FIELDS = ("means", "quats", "log_scales", "logit_opacities", "sh")
 
@@ -85,6 +85,9 @@ def test_a_file_that_is_not_a_splat_is_refused_with_its_name_and_the_cause(tmp_p
     with pytest.raises(InputError, match=cause) as caught:
         read_ply(path)
     assert str(path) in str(caught.value)
+    with pytest.raises(InputError, match=cause) as again:
+        read_ply_bytes(content, path)
+    assert str(again.value) == str(caught.value)
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
@@ -113,9 +116,26 @@ def test_no_mutation_of_a_good_file_crashes_the_reader(tmp_path_factory, data):
     path.write_bytes(bytes(content))
     try:
         g = read_ply(path)
-    except InputError:
+    except InputError as error:
+        with pytest.raises(InputError) as again:
+            read_ply_bytes(bytes(content), path)
+        assert str(again.value) == str(error)
         return
     assert torch.isfinite(g.means).all() and len(g) == 3
+    h = read_ply_bytes(bytes(content), path)
+    assert all(torch.equal(getattr(g, f), getattr(h, f)) for f in FIELDS)
+
+
+@pytest.mark.parametrize("form", ["ascii", "binary_little_endian", "binary_big_endian"])
+def test_bytes_in_memory_are_read_like_a_file(tmp_path, make_splat, form):
+    from plyfile import PlyData
+
+    write_ply(tmp_path / "little.ply", make_splat(9, 1))
+    ply = PlyData.read(str(tmp_path / "little.ply"))
+    ply.text, ply.byte_order = form == "ascii", ">" if form.endswith("big_endian") else "<"
+    ply.write(str(tmp_path / "a.ply"))
+    g, h = read_ply(tmp_path / "a.ply"), read_ply_bytes((tmp_path / "a.ply").read_bytes(), "zip/a.ply")
+    assert all(torch.equal(getattr(g, f), getattr(h, f)) for f in FIELDS)
 
 
 def test_non_finite_gaussians_are_not_written(tmp_path, make_splat):
