@@ -224,7 +224,7 @@ def _orthogonal(gaussians: Gaussians, matrix: Tensor, turn: Tensor) -> Gaussians
     g = gaussians
     sh = torch.einsum("kl,nlc->nkc", turning(matrix, g.degree), g.sh.double())
     means = g.means.double() @ matrix.T
-    quats = product(turn, g.quats.double())
+    quats = product(turn, unit_quats(g.quats.double()))  # a zero quaternion is no rotation, and turns from there
     return g.replace(means=means.to(g.means), quats=quats.to(g.quats), sh=sh.to(g.sh))
 
 
