@@ -9,6 +9,7 @@ from .assets import Assets
 from .obj import read_obj
 from .off import read_off
 from .raw import RawMesh
+from .vrml import read_vrml
 
 Reader = Callable[[Path, Assets], RawMesh]
 
@@ -27,4 +28,5 @@ READERS: dict[str, Reader] = {
     ".gltf": _scene,
     ".stl": _scene,
     ".dae": _scene,
+    ".wrl": read_vrml,
 }

@@ -49,6 +49,8 @@ def read_obj(path: Path, assets: Assets) -> RawMesh:
     sizes, corners = _corners(path, lines)
     position = _checked(path, corners[:, 0], len(table), "vertex", required=True)
     corner, polygon = triangulate(table[position], sizes)
+    if narrow := int((sizes < 3).sum()):
+        assets.warn(f"{narrow} face(s) of fewer than three corners are left out")
 
     library = _libraries(lines.libraries, assets)
     run = np.searchsorted(lines.starts, polygon, side="right") - 1

@@ -12,7 +12,7 @@ from gsmae.errors import InputError
 
 from .assets import Assets
 from .polygons import triangulate
-from .raw import WHITE, Material, RawMesh, numbers, unit_range
+from .raw import GREY, WHITE, Material, RawMesh, numbers, unit_range
 
 # prefixes: ST texture coordinates, C colours, N normals, 4 four components, n any dimension (Geomview's manual)
 HEADER = re.compile(r"\s*(ST)?(C)?(N)?(4)?(n)?OFF[ \t]*(BINARY)?", re.IGNORECASE)
@@ -42,13 +42,15 @@ def read_off(path: Path, assets: Assets) -> RawMesh:
         )  # fmt: skip
     table = _table(path, lines[1 : 1 + vertex_count], 3 + 3 * bool(normal) + 3 * bool(color))
     faces = lines[1 + vertex_count : 1 + vertex_count + face_count]
-    corners, polygon, painted = _faces(path, faces, table[:, :3])
+    corners, polygon, painted, narrow = _faces(path, faces, table[:, :3])
+    if narrow:
+        assets.warn(f"{narrow} face(s) of fewer than three corners are left out")
 
     colors = None
     if color:
         start = 6 if normal else 3
         rgba = np.ones((vertex_count, 4))
-        rgba[:, : table.shape[1] - start] = unit_range(table[:, start : start + 4])
+        rgba[:, : min(table.shape[1] - start, 4)] = unit_range(table[:, start : start + 4])
         colors = _take(path, rgba, corners)
     elif painted is not None:
         colors = np.repeat(painted[polygon, None], 3, axis=1)
@@ -71,8 +73,8 @@ def _table(path: Path, lines: list[str], least: int) -> np.ndarray:
     return numbers(path, "a vertex", chain.from_iterable(row[:width] for row in rows), np.float64).reshape(-1, width)
 
 
-def _faces(path: Path, lines: list[str], points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Triangles [F, 3], the polygon of each, and the polygons' colours [P, 4] where every face has one."""
+def _faces(path: Path, lines: list[str], points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, int]:
+    """Triangles [F, 3], the polygon of each, the polygons' colours [P, 4] if any has one, and how many have no area."""
     rows = [line.split() for line in lines]
     sizes = numbers(path, "a face", (row[0] for row in rows), np.int64)
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
@@ -82,14 +84,24 @@ def _faces(path: Path, lines: list[str], points: np.ndarray) -> tuple[np.ndarray
         path, "a face", chain.from_iterable(row[1 : 1 + n] for row, n in zip(rows, sizes, strict=True)), np.int64
     )
     corner, polygon = triangulate(_take(path, points, flat), sizes)
-    extra = lengths - 1 - sizes
-    painted = None
-    if len(rows) and ((extra == 3) | (extra == 4)).all():
-        width = int(extra.min())
-        values = chain.from_iterable(row[1 + n : 1 + n + width] for row, n in zip(rows, sizes, strict=True))
-        painted = np.ones((len(rows), 4))
-        painted[:, :width] = unit_range(numbers(path, "a face colour", values, np.float64).reshape(-1, width))
-    return flat[corner], polygon, painted
+    painted = _face_colors(path, rows, lengths - 1 - sizes)
+    return flat[corner], polygon, painted, int((sizes < 3).sum())
+
+
+def _face_colors(path: Path, rows: list[list[str]], extra: np.ndarray) -> np.ndarray | None:
+    """RGBA [P, 4] from the 3 or 4 numbers that end a face's line, grey where it has none; None where no face has.
+
+    extra  [P] how many numbers follow the corners; a single one is an index into a table that nobody ships
+    """
+    colored = np.flatnonzero((extra == 3) | (extra == 4))
+    if not len(colored):
+        return None
+    values = chain.from_iterable(rows[i][-4:] if extra[i] == 4 else [*rows[i][-3:], "0"] for i in colored)
+    rgba = unit_range(numbers(path, "a face colour", values, np.float64).reshape(-1, 4))
+    rgba[extra[colored] == 3, 3] = 1
+    painted = np.tile(np.array(GREY), (len(rows), 1))
+    painted[colored] = rgba
+    return painted
 
 
 def _take(path: Path, values: np.ndarray, index: np.ndarray) -> np.ndarray:

@@ -65,6 +65,6 @@ def numbers(path: Path, what: str, tokens: Iterable[str], dtype: type) -> np.nda
 
 
 def unit_range(colors: np.ndarray) -> np.ndarray:
-    """Colours that may be 0..255 as 0..1, clipped."""
-    top = colors.max(initial=0.0)
-    return np.clip(colors / 255 if top > 1 else colors, 0, 1)
+    """Colours that may be 0..255 as 0..1, clipped; up to 2 they are taken for rounded fractions."""
+    with np.errstate(invalid="ignore"):
+        return np.nan_to_num(np.clip(colors / 255 if colors.max(initial=0.0) >= 2 else colors, 0, 1))

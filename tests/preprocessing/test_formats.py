@@ -60,6 +60,26 @@ def test_an_off_file_may_have_comments_polygons_and_colours(put):
     assert np.allclose(mesh.colors[[0, 3, 4, 6], 0], [[1, 0, 0, 1], [1, 0, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1]])
 
 
+@pytest.mark.parametrize(
+    ("red", "half"),
+    [("255 0 0", "0 255 0 128"), ("1.0 0.0 0.0", "0.0 1.0 0.0 0.502"), ("1.001 0 0", "0 1.0 0 0.502"),
+     ("255 0 0 255", "0 255 0 128")],
+)  # fmt: skip
+def test_face_colours_of_an_off_file_are_bytes_or_fractions_and_may_be_missing(put, red, half):
+    text = "OFF\n4 4 0\n" + "".join(f"{r[2:]}\n" for r in SQUARE.splitlines())
+    mesh = load_mesh(put("a.off", text + f"3 0 1 2 {red}\n3 0 2 3 {half}\n3 0 1 3\n3 1 2 3 7\n"))
+    assert np.allclose(
+        mesh.colors[:, 0], [[1, 0, 0, 1], [0, 1, 0, 0.502], [0.7, 0.7, 0.7, 1], [0.7, 0.7, 0.7, 1]], atol=1e-3
+    )
+
+
+@pytest.mark.parametrize(("name", "start"), [("a.obj", SQUARE), ("a.off", "OFF 4 3 0\n" + SQUARE.replace("v ", ""))])
+def test_faces_of_two_corners_are_left_out_aloud(put, name, start):
+    faces = "f 1 2 3\nf 1 2\nf 3\n" if name == "a.obj" else "3 0 1 2\n2 0 1\n1 2\n"
+    mesh = load_mesh(put(name, start + faces))
+    assert len(mesh.faces) == 1 and mesh.warnings == ("2 face(s) of fewer than three corners are left out",)
+
+
 def test_off_with_colours_and_normals_at_its_vertices(put):
     rows = [(0, 0, 0), (1, 0, 0), (0, 1, 0)]
     text = "CNOFF 3 1 0\n" + "".join(f"{x} {y} {z} 0 0.2 1 {x} {y} 0.5 0.25\n" for x, y, z in rows) + "3 0 1 2\n"
