@@ -4,7 +4,9 @@ business of whoever commits it."""
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -80,6 +82,14 @@ def _caught(work: Callable[[J], R], job: J) -> R | Exception:
         return error
 
 
+def _end_with_parent() -> None:
+    """A worker whose parent was killed must not go on for the rest of its object."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 @contextmanager
 def _small_operations() -> Iterator[None]:
     """One thread for torch: a fit's own operations are so small that waking a second one costs more than it saves."""
@@ -96,6 +106,7 @@ def _small_operations() -> Iterator[None]:
 def _start_worker() -> None:
     """One thread per process: objects side by side beat threads inside one, and the bytes do not depend on either."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it ends its workers itself
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
     from gsmae.ops.native import library

@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -35,6 +37,38 @@ def test_a_worker_that_dies_takes_no_other_job_with_it(tmp_path):
     assert {k: v for k, v in results.items() if k != 2} == {0: 0, 1: 1, 3: 3, 4: 4}
     assert isinstance(results[2], WorkerDied)
     assert 2 <= len(list(tmp_path.glob("2-*"))) <= 3  # it was tried again, alone, and not for ever
+
+
+def slow(job: tuple[str, int]) -> None:
+    folder, x = job
+    (Path(folder) / f"pid-{os.getpid()}").touch()
+    time.sleep(120)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_a_parent_that_is_killed(tmp_path, number):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[2]); from test_engines import *; "
+        "list(local(slow, [(sys.argv[1], x) for x in range(2)], 2))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)])
+    deadline = time.monotonic() + 100
+    while len(list(tmp_path.glob("pid-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    parent.send_signal(number)
+    parent.wait()
+    workers = [int(path.name[4:]) for path in tmp_path.glob("pid-*")]
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert workers and not any(map(alive, workers))
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_no_jobs_is_no_work():
