@@ -11,7 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#define GSMAE_ABI 3
+#define GSMAE_ABI 4
 #define GSMAE_API extern "C" __attribute__((visibility("default")))
 
 namespace gsmae {

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from . import ops
 from .gaussians import WIDTH, columns
-from .ops import farthest_points, nearest
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,7 @@ def group(points: Tensor, by: Iterable[str], groups: int, size: int) -> Groups:
     Raises ValueError where N is too small.
     """
     space = select(points, columns(by)).contiguous()
-    center_indices = farthest_points(space, groups)
-    indices = nearest(rows(space, center_indices), space, size)
+    center_indices, indices = ops.group(space, groups, size)
     centers, members = rows(points, center_indices), rows(points, indices)
     relative = members[..., :3] - centers[:, :, None, :3]
     return Groups(torch.cat([relative, members[..., 3:]], dim=-1), centers, indices)
@@ -90,7 +89,7 @@ def block_mask(centers: Tensor, ratio: float, generator: torch.Generator) -> Ten
     batch, groups = centers.shape[:2]
     seed = torch.randint(groups, (batch, 1), generator=generator, device=generator.device).to(centers.device)
     means = centers[..., :3].contiguous()
-    return _mark(nearest(rows(means, seed), means, masked_count(groups, ratio))[:, 0], groups)
+    return _mark(ops.nearest(rows(means, seed), means, masked_count(groups, ratio))[:, 0], groups)
 
 
 def _mark(indices: Tensor, groups: int) -> Tensor:

@@ -7,13 +7,14 @@ where its library was not built, or for other tensors, calls fall back to the de
 from torch import Tensor, is_grad_enabled
 
 from . import native, reference
-from .reference.points import chamfer, farthest_points, interpolate, nearest, three_nearest
+from .reference.points import chamfer, interpolate, three_nearest
 from .reference.segments import segment_reduce
 
 __all__ = [
     "chamfer",
     "contributions",
     "farthest_points",
+    "group",
     "interpolate",
     "l1_ssim",
     "nearest",
@@ -69,6 +70,24 @@ def l1_ssim(image: Tensor, target: Tensor, weight: float = 0.2) -> Tensor:
     """The photometric loss of 3D Gaussian Splatting; see `gsmae.ops.reference.images.l1_ssim`."""
     twin = native if native.usable(image, target) and not _differentiated(target) else reference
     return twin.images.l1_ssim(image, target, weight)
+
+
+def farthest_points(points: Tensor, count: int, start: int = 0) -> Tensor:
+    """Indices of points that cover the set; see `gsmae.ops.reference.points.farthest_points`."""
+    twin = native if native.usable(points) else reference
+    return twin.points.farthest_points(points, count, start)
+
+
+def nearest(query: Tensor, points: Tensor, k: int) -> Tensor:
+    """Indices of the k points nearest to each query; see `gsmae.ops.reference.points.nearest`."""
+    twin = native if native.usable(query, points) else reference
+    return twin.points.nearest(query, points, k)
+
+
+def group(points: Tensor, count: int, k: int, start: int = 0) -> tuple[Tensor, Tensor]:
+    """Farthest points and the k nearest of each; see `gsmae.ops.reference.points.group`."""
+    twin = native if native.usable(points) else reference
+    return twin.points.group(points, count, k, start)
 
 
 def _differentiated(*tensors: Tensor) -> bool:

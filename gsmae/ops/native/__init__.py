@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from . import images, library, splats
+from . import images, library, points, splats
 
-__all__ = ["images", "library", "splats", "usable"]
+__all__ = ["images", "library", "points", "splats", "usable"]
 
 
 def usable(*tensors: Tensor | None) -> bool:

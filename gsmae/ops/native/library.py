@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-ABI = 3  # GSMAE_ABI in csrc/common.h
+ABI = 4  # GSMAE_ABI in csrc/common.h
 FOLDER = Path(__file__).parent
 VARIANTS = ["baseline", "avx2", "avx512"]  # by gsmae_level in csrc/library.cpp
 REFERENCE = "reference"  # the variant that stands for "no library"

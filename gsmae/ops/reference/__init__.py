@@ -1,5 +1,5 @@
 """Plain torch twins: what every operation means, in any float type and on any device."""
 
-from . import images, splats
+from . import images, points, splats
 
-__all__ = ["images", "splats"]
+__all__ = ["images", "points", "splats"]

@@ -1,4 +1,9 @@
-"""Point operations in plain torch: farthest points, nearest neighbours, interpolation, Chamfer distance."""
+"""Point operations in plain torch: farthest points, nearest neighbours, interpolation, Chamfer distance.
+
+A squared distance is the sum of the squared differences in the order of the columns, and every operation rounds: a
+product that is fused with its sum (`addcmul`) is rounded once on some devices and twice on others, and where two
+distances are as good as equal, each device would choose other points.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +24,8 @@ def farthest_points(points: Tensor, count: int, start: int = 0) -> Tensor:
 
     Farthest point sampling of PointNet++ (arXiv 1706.02413, section 3.2), in any number of dimensions.
     """
+    check_farthest(points, count, start)
     batch, n, width = points.shape
-    if not 1 <= count <= n:
-        raise ValueError(f"farthest_points: count is {count}, but there are {n} points to choose from")
-    if not 0 <= start < n:
-        raise ValueError(f"farthest_points: start is {start}, but there are {n} points")
     columns = _working(points).permute(2, 0, 1).contiguous()  # a column at a time keeps the memory accesses in a row
     chosen = torch.empty(batch, count, dtype=torch.int64, device=points.device)
     current = torch.full((batch, 1), start, dtype=torch.int64, device=points.device)
@@ -35,7 +37,7 @@ def farthest_points(points: Tensor, count: int, start: int = 0) -> Tensor:
         distance.zero_()
         for column, value in zip(columns, center, strict=True):
             torch.sub(column, value, out=difference)
-            distance.addcmul_(difference, difference)
+            distance.add_(difference.square_())
         torch.minimum(to_chosen, distance, out=to_chosen)
         to_chosen.scatter_(1, current, -1.0)  # below every distance: never again
         torch.argmax(to_chosen, dim=1, keepdim=True, out=current)
@@ -51,15 +53,28 @@ def nearest(query: Tensor, points: Tensor, k: int) -> Tensor:
     k        1..N; a ValueError names both otherwise
     returns  [B, G, k] int64
     """
+    check_nearest(query, points, k)
     (batch, groups, _), n = query.shape, points.shape[1]
-    if not 1 <= k <= n:
-        raise ValueError(f"nearest: k is {k}, but there are {n} points to choose from")
     query, points = _working(query), _working(points)
     size = max(1, CHUNK // max(1, groups * n))
     chunks = [
         _smallest(_squared_distances(query[i : i + size], points[i : i + size]), k) for i in range(0, batch, size)
     ]
     return torch.cat(chunks) if chunks else torch.empty(0, groups, k, dtype=torch.int64, device=points.device)
+
+
+def group(points: Tensor, count: int, k: int, start: int = 0) -> tuple[Tensor, Tensor]:
+    """Farthest points and the points nearest to each, in the same columns: groups that cover the set.
+
+    points   [B, N, C]
+    count    1..N groups, and k 1..N points in each; a ValueError names both otherwise
+    start    index of the first centre
+    returns  [B, count] int64, as `farthest_points`, and [B, count, k] int64, as `nearest` of those
+    """
+    check_farthest(points, count, start)
+    check_nearest(points, points, k)
+    centers = farthest_points(points, count, start)
+    return centers, nearest(_rows(points, centers), points, k)
 
 
 def three_nearest(query: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,6 +128,26 @@ def chamfer_matches(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return distance.argmin(dim=2), distance.argmin(dim=1)
 
 
+def check_farthest(points: Tensor, count: int, start: int) -> None:
+    """Raises ValueError for what `farthest_points` refuses."""
+    n = points.shape[1]
+    if not 1 <= count <= n:
+        raise ValueError(f"farthest_points: count is {count}, but there are {n} points to choose from")
+    if not 0 <= start < n:
+        raise ValueError(f"farthest_points: start is {start}, but there are {n} points")
+
+
+def check_nearest(query: Tensor, points: Tensor, k: int) -> None:
+    """Raises ValueError for what `nearest` refuses."""
+    n = points.shape[1]
+    if not 1 <= k <= n:
+        raise ValueError(f"nearest: k is {k}, but there are {n} points to choose from")
+    if query.shape[0] != points.shape[0] or query.shape[2] != points.shape[2]:
+        raise ValueError(f"nearest: queries {list(query.shape)} and points {list(points.shape)} do not fit together")
+    if points.shape[2] == 0:
+        raise ValueError("points need at least one column")
+
+
 def _working(points: Tensor) -> Tensor:
     """The same points in a type that distances can be compared in."""
     return points if points.dtype == torch.float64 else points.float()
@@ -127,7 +162,7 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
             distance = difference * difference
         else:
             torch.sub(x[:, :, None], y[:, None, :], out=difference)
-            distance.addcmul_(difference, difference)
+            distance.add_(difference.square_())
     if distance is None:
         raise ValueError("points need at least one column")
     return distance
