@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gsmae.errors import InputError
-from gsmae.files import read_json, sha256
-from gsmae.ply import read_ply
+from gsmae.files import read_json
+from gsmae.gaussians import Gaussians
+from gsmae.ply import read_ply, read_ply_bytes
+
+from .archives import Place
+from .surface import Points, PointsFile
 
 SCHEMA = 1
 SPLITS = ("train", "val", "test")
@@ -53,7 +58,8 @@ class Build:
     records      done and failed, sorted by uid
     parts        category -> names of its parts, in the order of their labels
     layout       where the splats lie: "build" (splats/<uid>.ply) or a name in `data.released.DATASETS`
-    files        uid -> splat, where the layout is not "build"
+    files        uid -> splat on the disk or in a zip, where the layout is not "build"
+    surfaces     uid -> surface samples, where they are not those that the build wrote
     """
 
     path: Path
@@ -63,7 +69,8 @@ class Build:
     records: tuple[Record, ...]
     parts: dict[str, tuple[str, ...]]
     layout: str = "build"
-    files: dict[str, Path] | None = None
+    files: dict[str, Place] | None = None
+    surfaces: dict[str, Points] | None = None
 
     @property
     def done(self) -> tuple[Record, ...]:
@@ -75,13 +82,25 @@ class Build:
         """Records of the objects that have none, with stage and reason."""
         return tuple(r for r in self.records if r.status == "failed")
 
-    def splat(self, record: Record) -> Path:
-        """Path of an object's splat."""
+    def splat(self, record: Record) -> Place:
+        """Where an object's splat lies."""
         return self.files[record.uid] if self.files is not None else self.path / "splats" / f"{record.uid}.ply"
+
+    def gaussians(self, record: Record) -> Gaussians:
+        """An object's splat, read from the disk or from its zip; InputError when it is broken."""
+        place = self.splat(record)
+        return read_ply(place) if isinstance(place, Path) else read_ply_bytes(place.read_bytes(), place)
 
     def points(self, record: Record) -> Path:
         """Path of an object's surface points (which may not exist)."""
         return self.path / "points" / f"{record.uid}.npz"
+
+    def surface(self, record: Record) -> Points | None:
+        """An object's surface samples, None where it has none."""
+        if self.surfaces is not None:
+            return self.surfaces.get(record.uid)
+        file = self.points(record)
+        return PointsFile(file) if file.is_file() else None
 
 
 def read_build(path: str | Path, *, rebuild: bool = False) -> Build:
@@ -139,12 +158,20 @@ def read_record(file: str | Path) -> Record:
     return _record(values, file)
 
 
-def record_of(file: str | Path, uid: str, split: str = "") -> Record:
-    """A record made from a splat alone: counts, bytes and hash are exact, the rest is unknown."""
+def record_of(file: Place, uid: str, split: str = "") -> Record:
+    """A record made from a splat alone: counts, bytes and hash are exact, the rest is unknown.
+
+    Raises InputError when the splat is broken.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InputError(str(file), error.strerror or str(error)) from None
     warning = "record made from the file; quality and mesh are unknown"
     values = {"uid": uid, "category": uid.split("/")[0], "split": split, "status": "done", "warnings": [warning]}
-    values |= {"gaussians": len(read_ply(file)), "sha256": sha256(file), "bytes": Path(file).stat().st_size}
-    return _record(values, file)
+    digest = hashlib.sha256(content).hexdigest()
+    values |= {"gaussians": len(read_ply_bytes(content, file)), "sha256": digest, "bytes": len(content)}
+    return _record(values, str(file))
 
 
 def read_parts(file: str | Path) -> dict[str, tuple[str, ...]]:

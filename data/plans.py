@@ -10,11 +10,12 @@ from pathlib import Path
 
 from gsmae import __version__
 from gsmae.errors import InputError
-from gsmae.files import sha256
 
+from .archives import Place
 from .manifest import Build, Record
 from .shardfile import TEXT
 from .splits import Assignment, Leak, assign, leaks
+from .surface import Points
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Item:
     split: str
     source: str
     label: int
-    splat: Path
+    splat: Place
     sha256: str
-    points: Path | None
+    points: Points | None
     points_sha256: str
 
 
@@ -57,7 +58,7 @@ def plan_pack(builds: list[Build], options: dict) -> Plan:
             if record.uid in records:
                 first, second = home[record.uid].splat(records[record.uid]), build.splat(record)
                 cause = f"object '{record.uid}' is also {first}"
-                raise InputError(second, cause, "rename one of the two, or pack the builds apart")
+                raise InputError(str(second), cause, "rename one of the two, or pack the builds apart")
             home[record.uid], records[record.uid] = build, record
         failed |= {record.uid: record for record in build.failed}
     failed = {uid: record for uid, record in failed.items() if uid not in records}
@@ -76,12 +77,12 @@ def plan_pack(builds: list[Build], options: dict) -> Plan:
     items = []
     for record in order:
         build = home[record.uid]
-        splat, points = build.splat(record), build.points(record)
+        splat, points = build.splat(record), build.surface(record)
         if not splat.is_file():
-            raise InputError(splat, f"is missing, but its record says '{record.status}'", "run `gsmae build` again")
+            cause = f"is missing, but its record says '{record.status}'"
+            raise InputError(str(splat), cause, "run `gsmae build` again")
         if any(len(text.encode()) > TEXT for text in (record.uid, record.category)):
-            raise InputError(splat, f"its uid is longer than {TEXT} bytes", "rename it")
-        has = points.is_file()
+            raise InputError(str(splat), f"its uid is longer than {TEXT} bytes", "rename it")
         items.append(
             Item(
                 record,
@@ -89,9 +90,9 @@ def plan_pack(builds: list[Build], options: dict) -> Plan:
                 assignment.sources[record.uid],
                 class_names.index(record.category),
                 splat,
-                record.sha256 or sha256(splat),
-                points if has else None,
-                sha256(points) if has else "",
+                record.sha256 or hashlib.sha256(splat.read_bytes()).hexdigest(),
+                points,
+                points.digest() if points is not None else "",
             )
         )
     hashes = sorted({b.config_hash for b in builds})

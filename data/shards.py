@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -16,16 +17,16 @@ from gsmae import __version__
 from gsmae.errors import InputError
 from gsmae.files import TEMPORARY, sha256, sweep, write_aside, write_json
 from gsmae.gaussians import Gaussians
-from gsmae.ply import read_ply
+from gsmae.ply import read_ply_bytes
 from gsmae.progress import bar
 
 from . import draws
 from .checks import check, verify
+from .locks import LOCK, only_writer
 from .manifest import Build, read_build
 from .packs import INDEX, PACK, SHARD, Failure, PackInfo, read_pack, write_index
 from .plans import Item, Plan, plan_pack, shard_inputs
 from .shardfile import Head, Packed, Shard, quantized, write_shard
-from .surface import read_points
 
 __all__ = ["PackReport", "check", "pack", "raw_rows", "verify"]
 
@@ -111,12 +112,14 @@ def pack(
     for leak in plan.leaks[:5]:
         log.warning("one mesh in the splits %s: %s", " and ".join(leak.splits), ", ".join(leak.uids))
     if (out / PACK).exists():
-        info = read_pack(out)
-        if info.inputs != plan.inputs:
-            raise InputError(out, "holds a pack of other objects or options", "name another folder, or delete this one")
-        return _report(out, info, already=True, reused=0)
+        return _already(out, plan)
+    if out.exists() and not out.is_dir():
+        raise InputError(out, "is a file", "name a folder")
     try:
-        return _pack(out, plan, loaded, options, progress)
+        with only_writer(out, "pack"):
+            if (out / PACK).exists():  # another one has just finished it
+                return _already(out, plan)
+            return _pack(out, plan, loaded, options, progress)
     except OSError as error:
         cure = "see that it is writable and has room, and run the same command again"
         cause = f"reading or writing failed: {error.strerror or error}"
@@ -185,6 +188,14 @@ def _pack(out: Path, plan: Plan, builds: list[Build], options: dict, progress: b
     return _report(out, info, already=False, reused=reused)
 
 
+def _already(out: Path, plan: Plan) -> PackReport:
+    """The report of a pack that is there, if it is the one that was asked for."""
+    info = read_pack(out)
+    if info.inputs != plan.inputs:
+        raise InputError(out, "holds a pack of other objects or options", "name another folder, or delete this one")
+    return _report(out, info, already=True, reused=0)
+
+
 def _report(out: Path, info: PackInfo, *, already: bool, reused: int) -> PackReport:
     return PackReport(
         out=str(out),
@@ -209,12 +220,9 @@ def _report(out: Path, info: PackInfo, *, already: bool, reused: int) -> PackRep
 
 
 def _prepare(out: Path) -> None:
-    """Make the folder, or refuse one with foreign files; sweep what killed writers left."""
-    if out.exists() and not out.is_dir():
-        raise InputError(out, "is a file", "name a folder")
-    out.mkdir(parents=True, exist_ok=True)
+    """Refuse a folder with foreign files; sweep what killed writers left."""
     for path in sorted(out.iterdir()):
-        ours = path.name.startswith(TEMPORARY) or path.match("shard_*.h5") or path.name == INDEX
+        ours = path.name.startswith(TEMPORARY) or path.match("shard_*.h5") or path.name in (INDEX, LOCK)
         if not ours:
             raise InputError(out, f"is not empty: it holds '{path.name}'", "name an empty or new folder")
     sweep(out)
@@ -262,14 +270,15 @@ def _write(file: Path, plan: Plan, items: Sequence[Item], options: dict, shown: 
 def _packed(item: Item, plan: Plan, options: dict) -> Packed:
     """Read one object, check it against its record, and bring its rows into their random order."""
     record, uid, seed = item.record, item.record.uid, options["seed"]
-    digest = sha256(item.splat)
+    content = item.splat.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
     if digest != item.sha256:
         cause = f"differs from its record (sha256 {digest[:12]}, recorded {item.sha256[:12]})"
-        raise InputError(item.splat, cause, "delete its record and run `gsmae build` again")
-    gaussians = read_ply(item.splat)
+        raise InputError(str(item.splat), cause, "delete its record and run `gsmae build` again")
+    gaussians = read_ply_bytes(content, item.splat)
     if record.gaussians is not None and record.gaussians != len(gaussians):
         cause = f"has {len(gaussians)} Gaussians, its record says {record.gaussians}"
-        raise InputError(item.splat, cause, "delete its record and run `gsmae build` again")
+        raise InputError(str(item.splat), cause, "delete its record and run `gsmae build` again")
     rows = raw_rows(gaussians)
     rows = rows[draws.permutation(len(rows), draws.key(seed, "rows", uid))]
     low = high = None
@@ -277,7 +286,7 @@ def _packed(item: Item, plan: Plan, options: dict) -> Packed:
         rows, low, high = quantized(rows)
     points = {}
     if item.points is not None:
-        points = read_points(item.points, len(plan.part_names.get(record.category, ())))
+        points = item.points.read(len(plan.part_names.get(record.category, ())))
         order = draws.permutation(len(points["points"]), draws.key(seed, "points", uid))
         points = {name: values[order] for name, values in points.items()}
     category = record.category

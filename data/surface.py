@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from gsmae.errors import InputError
+from gsmae.files import sha256
 
 from .shardfile import POINTS
 
 MAX_BYTES = 256 << 20  # of one object's samples once unpacked
+
+
+class Points(Protocol):
+    """The surface samples of one object, wherever they come from."""
+
+    def digest(self) -> str:
+        """A hash of everything that decides what `read` returns."""
+        ...
+
+    def read(self, parts: int) -> dict[str, np.ndarray]:
+        """As `read_points`."""
+        ...
+
+
+@dataclass(frozen=True)
+class PointsFile:
+    """The samples that `gsmae build` wrote beside a splat."""
+
+    path: Path
+
+    def digest(self) -> str:
+        return sha256(self.path)
+
+    def read(self, parts: int) -> dict[str, np.ndarray]:
+        return read_points(self.path, parts)
 
 
 def read_points(path: str | Path, parts: int) -> dict[str, np.ndarray]:

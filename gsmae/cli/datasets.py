@@ -31,12 +31,17 @@ def build(argv: list[str]) -> Outcome:
 
 
 class PackArguments(Arguments):
-    """Pack builds into immutable shards: rows shuffled once per object, uncompressed, hashed. Safe to run twice."""
+    """Pack splats into immutable shards: rows shuffled once per object, uncompressed, hashed. Safe to run twice."""
 
-    builds: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """one or more folders written by `gsmae build`"""
+    builds: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...")]
+    """folders written by `gsmae build`, or folders or zips of splats that others made"""
     out: Path
     """folder for the shards and their index"""
+    source: Literal["auto", "build", "shapesplats", "modelnet-splats", "folder"] = "auto"
+    """what the paths are: builds; ShapeSplats' SYNSET-ID.ply; ModelNet_Splats' CLASS/SPLIT/NAME/point_cloud.ply; any
+    folder CATEGORY/NAME.ply. All but builds also inside zips"""
+    parts: Path | None = None
+    """ShapeNetPart, folder or zip: only its objects, with its labelled points and its splits"""
     shard: int = 512
     """objects per shard"""
     quantize: Literal["none", "u16"] = "none"
@@ -52,23 +57,31 @@ class PackArguments(Arguments):
 def pack(argv: list[str]) -> Outcome:
     """gsmae pack"""
     from data.checks import verify
+    from data.parts import labelled, read_labels
+    from data.released import read_source
     from data.shards import pack as pack_splats
 
     a = parse(PackArguments, "pack", argv)
+    labels = read_labels(a.parts) if a.parts else None
+    names = labels.names if labels else None
+    builds = [read_source(path, a.source, names=names, progress=True) for path in a.builds]
+    if labels:
+        builds = [labelled(build, labels, progress=True) for build in builds]
     report = pack_splats(
-        a.builds, a.out, objects_per_shard=a.shard, quantize=None if a.quantize == "none" else a.quantize,
+        builds, a.out, objects_per_shard=a.shard, quantize=None if a.quantize == "none" else a.quantize,
         val_fraction=a.val, seed=a.seed, progress=True,
     )  # fmt: skip
     found = verify(a.out).problems if a.verify else ()
+    broken = report.failed > 0 and any(build.layout != "build" for build in builds)  # of a build's own, `build` told
     summary = {**plain(report), "problems": plain(found)}
-    return Outcome(summary, 4 if found else 0, a.as_json)
+    return Outcome(summary, 4 if found or broken else 0, a.as_json)
 
 
 class CheckArguments(Arguments):
     """Look for missing, altered or broken files. Exit code 4 when something is found."""
 
     path: tyro.conf.Positional[Path]
-    """a build, a pack, or one .ply"""
+    """a build, a pack, one .ply, or a folder or zip of them"""
 
 
 def check(argv: list[str]) -> Outcome:
