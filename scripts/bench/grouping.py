@@ -1,6 +1,6 @@
 """Times farthest point sampling and grouping on one thread beside the plain torch twin and other libraries.
 
-    python scripts/bench/grouping.py [--rounds 11]
+    python scripts/bench/grouping.py [--rounds 11] [--variant avx2]
 
 Peers are timed where they are importable, none is a dependency: pip install fpsample torch_quickfps pykdtree. Each is
 tried with several bucket sizes and judged by its fastest. First every result is compared. Each round then runs every
@@ -23,7 +23,7 @@ from torch import Tensor
 from gsmae import ops
 from gsmae.ops.native import library
 
-HEIGHTS = [3, 5, 7]  # of the buckets' trees; what fpsample's manual recommends for small and medium sets
+HEIGHTS = [1, 2, 3, 5]  # of the buckets' trees; fpsample's manual has 3 and 5, lower ones are faster here
 SAMPLING = [(8, 4096, 3, 128), (8, 4096, 14, 128), (32, 1024, 3, 64)]  # B, N, C, G
 GROUPING = [(8, 4096, 3, 128, 32), (8, 4096, 14, 128, 32), (32, 1024, 3, 64, 32), (32, 1024, 14, 64, 32)]  # and K
 TWIN, OURS = "plain torch", "gsmae"
@@ -165,18 +165,20 @@ def rows_of(case: str, times: dict[str, list[float]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--variant", default=library.variant(), help="of our kernels")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # read by pykdtree when it is imported
     torch.set_num_threads(1)
     library.set_threads(1)
     lines = []
-    for batch, n, width, count in SAMPLING:
-        times = interleave(sampling_ways(splats(batch, n, width), count), options.rounds)
-        lines += rows_of(f"FPS, B{batch} N{n} to {count}, {width}-d", times)
-    for batch, n, width, count, k in GROUPING:
-        times = interleave(grouping_ways(splats(batch, n, width), count, k), options.rounds)
-        lines += rows_of(f"FPS + kNN, B{batch} N{n} G{count} k{k}, {width}-d", times)
-    print(f"{options.rounds} rounds, 1 thread, kernels: {library.variant()}\n")
+    with library.using(options.variant):
+        for batch, n, width, count in SAMPLING:
+            times = interleave(sampling_ways(splats(batch, n, width), count), options.rounds)
+            lines += rows_of(f"FPS, B{batch} N{n} to {count}, {width}-d", times)
+        for batch, n, width, count, k in GROUPING:
+            times = interleave(grouping_ways(splats(batch, n, width), count, k), options.rounds)
+            lines += rows_of(f"FPS + kNN, B{batch} N{n} G{count} k{k}, {width}-d", times)
+    print(f"{options.rounds} rounds, 1 thread, kernels: {options.variant}\n")
     print("| case | way | CPU ms | times ours |\n| --- | --- | --- | --- |")
     print("\n".join(lines))
 
