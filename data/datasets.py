@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +62,8 @@ class SplatDataset:
     path      a folder written by `pack`
     split     "train", "val", "test", or None for all objects
     classes   only these classes; labels and part indices then count within them
-    resident  read every shard in use into memory now; otherwise files are mapped and read when needed
+    resident  read every shard in use into memory now; otherwise rows are read when needed
+    cache     most shards that are open at a time; the others are known (100 bytes an object) but have no open file
 
     class_names   sorted; `labels` index them
     part_names    category -> its parts; those of all categories in sorted order, one after another, are the global
@@ -78,7 +81,10 @@ class SplatDataset:
         classes: Sequence[str] | None = None,
         *,
         resident: bool = False,
+        cache: int = 128,
     ):
+        if cache < 1:
+            raise ValueError(f"cache is {cache}, expected at least 1")
         self.path, self.split = Path(path), split
         self.info = read_pack(self.path)
         self.fingerprint = sha256(self.path / PACK)
@@ -89,20 +95,22 @@ class SplatDataset:
         starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int).tolist()
         self.part_offsets = dict(zip(self.part_names, starts, strict=False))
         self.n_parts = int(starts[-1])
-        chosen = np.isin(index.category, self.class_names)
+        lookup = {name: i for i, name in enumerate(self.class_names)}
+        labels = np.array([lookup.get(category, -1) for category in index.category.tolist()], dtype=np.int64)
+        chosen = labels >= 0
         if split is not None:
             chosen &= index.split == split
             if not chosen.any():
                 raise _no_split(self.path, index, split, classes)
         chosen = np.flatnonzero(chosen)
         self.uids: tuple[str, ...] = tuple(index.uid[chosen].tolist())
-        self.categories: tuple[str, ...] = tuple(index.category[chosen].tolist())
-        lookup = {name: i for i, name in enumerate(self.class_names)}
-        self.labels = np.array([lookup[c] for c in self.categories], dtype=np.int64)
+        self.categories: tuple[str, ...] = tuple(self.class_names[i] for i in labels[chosen].tolist())
+        self.labels = labels[chosen]
         self.counts, self.point_counts = index.gaussians[chosen], index.points[chosen]
         self._place = np.stack([index.shard[chosen], index.row[chosen]], axis=1).astype(np.int64)
         self._shards: dict[int, Shard] = {}
-        self.resident = resident
+        self._open: OrderedDict[int, Shard] = OrderedDict()  # the one used last is last
+        self.resident, self.cache = resident, cache
         if resident:
             for number in np.unique(self._place[:, 0]).tolist():
                 self._shard(number)
@@ -115,14 +123,16 @@ class SplatDataset:
             raise IndexError(f"object {i} of {len(self)}")
         i %= len(self)
         shard, row = self._at(i)
-        gaussians = to_gaussians(shard.rows(row), int(shard.degrees[row]))
+        gaussians = to_gaussians(self.rows(i), int(shard.degrees[row]))
         surface = self.surface(i)
         return Sample(self.uids[i], self.categories[i], int(self.labels[i]), gaussians, surface)
 
     def rows(self, i: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Raw rows start..stop of object i, all columns of its shard: [n, C] float32."""
         shard, row = self._at(i)
-        return shard.rows(row, start, stop)
+        rows = shard.rows(row, start, stop)
+        self._used(i, shard)
+        return rows
 
     def surface(self, i: int) -> Surface | None:
         """Surface samples of object i with global part indices, None where the object has none."""
@@ -130,38 +140,55 @@ class SplatDataset:
             return None
         shard, row = self._at(i)
         points = shard.points(row)
+        self._used(i, shard)
         parts = points["point_parts"].astype(np.int64)
         parts = np.where(parts >= 0, parts + self.part_offsets.get(self.categories[i], 0), -1)
         values = (points["points"], points["point_normals"], points["point_colors"], parts)
         return Surface(*(torch.from_numpy(v) for v in values))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": {}}
+        return {**self.__dict__, "_shards": {}, "_open": OrderedDict()}
 
     def _at(self, i: int) -> tuple[Shard, int]:
         number, row = self._place[i].tolist()
-        shard = self._shard(number)
-        if row >= len(shard) or shard.uids[row] != self.uids[i]:
-            raise InputError(shard.path, f"does not hold '{self.uids[i]}' where the index says", "pack again")
-        return shard, row
+        shard = self._shards.get(number)
+        return self._shard(number) if shard is None else shard, row
+
+    def _used(self, i: int, shard: Shard) -> None:
+        """Close the shards that were not used for longest; called after each read, so that whoever opens a file also
+        counts it. No lock, which a fork would copy in whatever state: each step is atomic, and threads that meet here
+        close one too many at worst, which then opens again."""
+        if self.resident:
+            return
+        number = int(self._place[i, 0])
+        self._open[number] = shard
+        with suppress(KeyError):
+            self._open.move_to_end(number)
+            while len(self._open) > self.cache:
+                other, old = self._open.popitem(last=False)
+                old.close()
+                if old.held:
+                    self._shards.pop(other, None)
 
     def _shard(self, number: int) -> Shard:
-        shard = self._shards.get(number)
-        if shard is None:
-            entry = self.info.shards[number]
-            file = self.path / entry.file
-            if not file.is_file():
-                raise InputError(file, "is missing", "copy the whole pack folder, or pack again")
-            if file.stat().st_size != entry.bytes:
-                cause = f"has {file.stat().st_size} bytes, pack.json says {entry.bytes}"
-                raise InputError(file, cause, "copy it again, or pack again")
-            shard = Shard(file)
-            if shard.head.class_names != self.info.class_names or shard.head.part_names != self.info.part_names:
-                raise InputError(file, "is a shard of another pack", "copy the whole pack folder again")
-            if self.resident:
-                shard.load()
-            self._shards[number] = shard
-        return shard
+        entry = self.info.shards[number]
+        file = self.path / entry.file
+        if not file.is_file():
+            raise InputError(file, "is missing", "copy the whole pack folder, or pack again")
+        if file.stat().st_size != entry.bytes:
+            cause = f"has {file.stat().st_size} bytes, pack.json says {entry.bytes}"
+            raise InputError(file, cause, "copy it again, or pack again")
+        shard = Shard(file)
+        if shard.head.class_names != self.info.class_names or shard.head.part_names != self.info.part_names:
+            raise InputError(file, "is a shard of another pack", "copy the whole pack folder again")
+        uids = shard.text("uids")
+        for i in np.flatnonzero(self._place[:, 0] == number).tolist():
+            row = int(self._place[i, 1])
+            if row >= len(uids) or uids[row] != self.uids[i]:
+                raise InputError(file, f"does not hold '{self.uids[i]}' where the index says", "pack again")
+        if self.resident:
+            shard.load()
+        return self._shards.setdefault(number, shard)  # one for all threads, whoever came first
 
 
 def _classes(path: Path, known: tuple[str, ...], wanted: Sequence[str] | None) -> tuple[str, ...]:

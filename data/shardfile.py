@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ import numpy as np
 
 from gsmae.errors import InputError
 
+from .slabs import SharedFile, Slab
+
 SCHEMA = 1
 KIND = "gsmae-shard"
 LEVELS = 65535  # steps of a uint16 between an object's minimum and maximum of a column
 TEXT = 512  # bytes of the longest name
 STRINGS = {"uids": "uid", "categories": "category", "splits": "split", "sha256": "sha256"}  # dataset -> field of Packed
 POINTS = {"points": ("f4", 3), "point_normals": ("f4", 3), "point_colors": ("u1", 3), "point_parts": ("i2", None)}
+HEAVY = ("splats", "minimum", "maximum", *POINTS)  # what grows with the splats
 FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_LZF}
 EXPANSION = 1100  # gzip cannot expand further; more is a lie about the shape
 
@@ -142,9 +146,10 @@ def _padded(rows: np.ndarray, width: int) -> np.ndarray:
 
 
 class Shard:
-    """A shard opened for reading. Its arrays are memory-mapped where the file allows, so that processes share them and
-    no HDF5 handle has to survive a fork.
+    """A shard opened for reading. Splats and points stay in the file where it allows and are read when asked for, so
+    that an open shard is small and no HDF5 handle has to survive a fork.
 
+    held  bytes of splats and points in memory: 0 unless they are compressed, or `load`ed
     Raises InputError when the file is not a shard: external or soft links, virtual or external storage, filters other
     than gzip, lzf and shuffle, shapes that disagree or exceed the file.
     """
@@ -152,54 +157,85 @@ class Shard:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         try:
+            self._file = SharedFile(self.path)
             size = self.path.stat().st_size
             with h5py.File(self.path, "r", locking=False) as file:
                 _guard(file, self.path, size)
                 self.head = _head(file, self.path)
-                self._arrays: dict[str, np.ndarray] = {str(n): _array(file[n], self.path, size) for n in file}
+                self._arrays: dict[str, Any] = {str(n): _array(file[n], self._file, size) for n in file}
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:  # h5py raises them all
             cause = getattr(error, "strerror", None) or str(error).strip("'\"")
             raise InputError(path, f"not readable as HDF5: {cause}", "copy it again, or pack again") from None
         self.columns = column_names(self.head.degree)
         self._check()
         for name in STRINGS:
-            values = self._arrays.pop(name)
-            try:
-                setattr(self, name, tuple(v.decode() for v in values.tolist()))
-            except UnicodeDecodeError:
-                raise InputError(path, f"'{name}' is not text", "pack again") from None
+            self.text(name)
         self.labels, self.degrees = self._arrays.pop("labels"), self._arrays.pop("degrees")
         self.offsets, self.point_offsets = self._arrays.pop("offsets"), self._arrays.pop("point_offsets")
 
-    uids: tuple[str, ...]
-    categories: tuple[str, ...]
-    splits: tuple[str, ...]
-    sha256: tuple[str, ...]
-
     def __len__(self) -> int:
-        return len(self.uids)
+        return len(self.offsets) - 1
+
+    def text(self, name: str) -> tuple[str, ...]:
+        """`uids`, `categories`, `splits` or `sha256` of all objects, read anew by every call and not kept."""
+        try:
+            return tuple(v.decode() for v in self._arrays[name][:].tolist())
+        except UnicodeDecodeError:
+            raise InputError(self.path, f"'{name}' is not text", "pack again") from None
+
+    @cached_property
+    def uids(self) -> tuple[str, ...]:
+        return self.text("uids")
+
+    @cached_property
+    def categories(self) -> tuple[str, ...]:
+        return self.text("categories")
+
+    @cached_property
+    def splits(self) -> tuple[str, ...]:
+        return self.text("splits")
+
+    @cached_property
+    def sha256(self) -> tuple[str, ...]:
+        return self.text("sha256")
+
+    @property
+    def held(self) -> int:
+        return sum(v.nbytes for name, v in self._arrays.items() if name in HEAVY and isinstance(v, np.ndarray))
 
     def rows(self, i: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Raw rows start..stop of object i, all columns of the shard: [n, C] float32, a copy."""
         first, last = int(self.offsets[i]), int(self.offsets[i + 1])
-        stored = self._arrays["splats"][first + start : last if stop is None else min(first + stop, last)]
+        stored = self._part("splats", first + start, last if stop is None else min(first + stop, last))
         if not self.head.quantize:
-            return np.array(stored, dtype=np.float32)
-        return dequantized(stored, self._arrays["minimum"][i], self._arrays["maximum"][i])
+            return stored
+        return dequantized(stored, *self._range(i))
 
     def stored(self, i: int) -> tuple[np.ndarray, ...]:
         """The rows of object i as they lie in the file, and their minimum and maximum where they are uint16."""
-        rows = self._arrays["splats"][int(self.offsets[i]) : int(self.offsets[i + 1])]
-        return (rows, self._arrays["minimum"][i], self._arrays["maximum"][i]) if self.head.quantize else (rows,)
+        rows = self._part("splats", int(self.offsets[i]), int(self.offsets[i + 1]))
+        return (rows, *self._range(i)) if self.head.quantize else (rows,)
 
     def points(self, i: int) -> dict[str, np.ndarray]:
         """Surface samples of object i, copies: points, point_normals, point_colors, point_parts."""
-        part = slice(int(self.point_offsets[i]), int(self.point_offsets[i + 1]))
-        return {name: np.array(self._arrays[name][part]) for name in POINTS}
+        start, stop = int(self.point_offsets[i]), int(self.point_offsets[i + 1])
+        return {name: self._part(name, start, stop) for name in POINTS}
 
     def load(self) -> None:
         """Bring the whole shard into memory."""
-        self._arrays = {name: np.array(values) for name, values in self._arrays.items()}
+        self._arrays = {name: values[:] for name, values in self._arrays.items()}
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file; the next read opens it again."""
+        self._file.close()
+
+    def _part(self, name: str, start: int, stop: int) -> np.ndarray:
+        values = self._arrays[name]
+        return values[start:stop] if isinstance(values, Slab) else values[start:stop].copy()
+
+    def _range(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._part("minimum", i, i + 1)[0], self._part("maximum", i, i + 1)[0]
 
     def _check(self) -> None:
         """Counts, shapes and ranges agree with one another."""
@@ -296,11 +332,12 @@ def _names(values: Any, path: Path) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _array(item: Any, path: Path, size: int) -> np.ndarray:
-    """Mapped memory where the data lies in one aligned piece, else a copy."""
+def _array(item: Any, file: SharedFile, size: int) -> np.ndarray | Slab:
+    """The dataset where it lies, if that is in one piece; small and compressed ones in memory."""
     offset = item.id.get_offset()
-    if item.nbytes < 65536 or offset is None or item.dtype.kind == "S" or offset % item.dtype.itemsize:
+    if offset is None or item.name.strip("/") not in (*HEAVY, *STRINGS):
         return np.asarray(item[()])
     if offset + item.nbytes > size:
-        raise InputError(path, f"'{item.name}' ends beyond the file", "the file is cut off: copy or pack it again")
-    return np.memmap(path, dtype=item.dtype, mode="r", offset=offset, shape=item.shape)
+        cure = "the file is cut off: copy or pack it again"
+        raise InputError(file.path, f"'{item.name}' ends beyond the file", cure)
+    return Slab(file, offset, item.dtype, item.shape)

@@ -1,4 +1,4 @@
-"""Where windows of normalised splats come from: all features in memory, or mapped files normalised as they are read."""
+"""Where windows of normalised splats come from: all features in memory, or shards normalised as they are read."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ResidentStore:
         return _gather(self.queries, *place), _gather(self.parts, *place)
 
 
-class MappedStore:
+class FileStore:
     """Windows read from the shards batch by batch; only eight constants an object are kept.
 
     For sets larger than memory. An object is read whole the first time, for its constants, then window by window.
@@ -86,7 +86,8 @@ class MappedStore:
     def __init__(self, dataset: SplatDataset, spec: FeatureSpec):
         self.device = torch.device("cpu")
         self.dataset, self.spec = dataset, spec
-        self.constants = torch.full((len(dataset), 8), float("nan"))
+        self.constants = torch.zeros(len(dataset), 8)
+        self.known = np.zeros(len(dataset), dtype=bool)  # set after the constants, which other threads then read
 
     def windows(self, objects: np.ndarray, starts: np.ndarray, count: int) -> Tensor:
         rows = np.empty((len(objects), count, RAW), dtype=np.float32)
@@ -118,9 +119,10 @@ class MappedStore:
 
     def _stacked(self, objects: np.ndarray) -> Tensor:
         for i in objects.tolist():
-            if self.constants[i, 0].isnan():
+            if not self.known[i]:
                 _, constants = normalize(to_gaussians(self.dataset.rows(i), 0), self.spec)
                 self.constants[i] = stacked([constants])[0]
+                self.known[i] = True
         return self.constants[torch.from_numpy(objects)]
 
     def _fill(self, out: np.ndarray, i: int, start: int) -> None:

@@ -18,7 +18,7 @@ from gsmae.features import FeatureSpec
 from . import draws
 from .augment import DRAWS, Augmentation, move_points, move_positions, moves_of
 from .datasets import SplatDataset
-from .stores import MappedStore, ResidentStore, Store
+from .stores import FileStore, ResidentStore, Store
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def batches(
     queries    surface points of each object with their parts: a window of so many (consecutive in a random order, too),
                or "all": every point once, shorter objects filled up with points of part -1. None: no queries
     drop_last  leave out a last batch that is not full
-    resident   keep all features in memory, on `device`; False reads windows from mapped files (CPU only)
+    resident   keep all features in memory, on `device`; False reads windows from the shards (CPU only)
     workers    threads that prepare batches ahead; the batches are the same
     rank, world, pad   this rank's share: disjoint. Shuffled ranks have equal length, for which up to world - 1 objects
                are left out of an epoch or, with `pad`, some are repeated; unshuffled ranks cover all objects once
@@ -69,11 +69,11 @@ def batches(
         _has_parts(dataset)
     place = torch.device(device)
     if not resident and place.type != "cpu":
-        raise ValueError("mapped files are read on the CPU; use resident=True or move the batches")
+        raise ValueError("windows are read from the shards on the CPU; use resident=True or move the batches")
     if resident:
         store: Store = ResidentStore(dataset, spec, surface=queries is not None, device=place)
     else:
-        store = MappedStore(dataset, spec)
+        store = FileStore(dataset, spec)
     stream = BatchStream(
         dataset, store, batch_size, gaussians, seed, shuffle, augment, queries, drop_last, workers, rank, world, pad
     )
