@@ -135,8 +135,16 @@ def _reference(mesh: Mesh, cameras: Cameras, supersample: int, background: Backg
     return render(mesh, cameras, supersample, background)
 
 
+def _warp(mesh: Mesh, cameras: Cameras, supersample: int, background: Background) -> Views:
+    """Rays on the GPU, or on one slow thread where there is none; needs the extra `gpu`."""
+    from .render_warp import render
+
+    return render(mesh, cameras, supersample, background)
+
+
 # name -> (mesh, cameras, supersample, background) -> Views
 RENDERERS: dict[str, Callable[[Mesh, Cameras, int, Background], Views]] = {
     "native": _native,
     "reference": _reference,
+    "warp": _warp,
 }

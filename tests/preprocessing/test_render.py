@@ -1,3 +1,5 @@
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,10 @@ from preprocessing.meshes import Mesh, load_mesh
 from preprocessing.render import AMBIENT, RENDERERS, render_views
 
 NATIVE = pytest.param("native", marks=pytest.mark.skipif(not library.available(), reason="no compiled kernels"))
-both = pytest.mark.parametrize("renderer", [NATIVE, "reference"])
+WARP = pytest.param(
+    "warp", marks=pytest.mark.skipif(find_spec("warp") is None, reason="Warp is not installed: gsmae[gpu]")
+)
+each = pytest.mark.parametrize("renderer", [NATIVE, "reference", WARP])
 
 
 def soup(triangles, colors=(1, 1, 1, 1), uvs=None, textures=()) -> Mesh:
@@ -75,7 +80,7 @@ def test_the_native_renderer_draws_what_the_reference_defines(examples, name, va
     assert 0.05 < (reference.alphas > 0).mean() < 0.95
 
 
-@both
+@each
 def test_random_triangles_with_everything_on_them_agree_and_stay_in_range(renderer):
     random = np.random.default_rng(0)
     picture = random.integers(0, 256, (24, 17, 4), dtype=np.uint8)
@@ -88,7 +93,7 @@ def test_random_triangles_with_everything_on_them_agree_and_stay_in_range(render
     assert np.abs(views.alphas.astype(int) - reference.alphas).max() <= 5
 
 
-@both
+@each
 def test_a_closed_surface_has_no_cracks_and_no_sample_is_drawn_twice(renderer):
     # half-transparent, so that a sample drawn twice would be darker, and one never drawn lighter
     random = np.random.default_rng(1)
@@ -107,7 +112,7 @@ def test_a_closed_surface_has_no_cracks_and_no_sample_is_drawn_twice(renderer):
     assert len(np.unique(views.images)) == 1
 
 
-@both
+@each
 def test_textures_are_the_right_way_up_and_not_mirrored(renderer):
     picture = np.zeros((2, 2, 4), dtype=np.uint8)
     picture[0, 0], picture[0, 1], picture[1, 0], picture[1, 1] = (
@@ -119,7 +124,7 @@ def test_textures_are_the_right_way_up_and_not_mirrored(renderer):
         assert np.allclose(image[row, column] / 255, np.array(color) * lit, atol=0.02), (row, column)
 
 
-@both
+@each
 def test_both_sides_of_a_face_are_lit_as_the_side_that_is_seen(renderer):
     front = soup(square(0))
     back = soup(square(0)[:, ::-1])
@@ -129,7 +134,7 @@ def test_both_sides_of_a_face_are_lit_as_the_side_that_is_seen(renderer):
     assert one[0, 16, 16, 0] < one[1, 16, 16, 0]  # the key light stands on the +y side
 
 
-@both
+@each
 def test_light_stays_in_the_world_when_the_camera_moves(renderer):
     cameras = seen_from((0, -3, 0.2), (1.5, -2, 1), (-1, -4, -1), (0.2, -0.7, 0))
     centre = render_views(soup(square(0)), cameras, renderer=renderer).images[:, 16, 16]
@@ -138,7 +143,7 @@ def test_light_stays_in_the_world_when_the_camera_moves(renderer):
     assert below.images[0, 16, 16, 0] == round(255 * AMBIENT)  # no light comes from below
 
 
-@both
+@each
 def test_far_textures_turn_into_their_mean_instead_of_noise(renderer):
     checker = np.zeros((64, 64, 4), dtype=np.uint8)
     checker[::2, ::2, :3] = checker[1::2, 1::2, :3] = 255
@@ -149,7 +154,7 @@ def test_far_textures_turn_into_their_mean_instead_of_noise(renderer):
     assert np.abs(image - plain).max() <= 2
 
 
-@both
+@each
 def test_the_nearer_face_hides_the_farther_in_any_order(renderer):
     red, blue = (1, 0, 0, 1), (0, 0, 1, 1)
     for order in (1, -1):
@@ -158,7 +163,7 @@ def test_the_nearer_face_hides_the_farther_in_any_order(renderer):
         assert render_views(mesh, FRONT, renderer=renderer).images[0, 16, 16, 0] == 0
 
 
-@both
+@each
 def test_of_doubled_faces_the_first_is_seen_everywhere(renderer):
     slope = square(0, 4) + np.array([0, 0.6, 0]) * square(0, 4)[..., :1]
     turned = slope[:, [1, 2, 0]]
@@ -167,7 +172,7 @@ def test_of_doubled_faces_the_first_is_seen_everywhere(renderer):
     assert (image[..., 2] == 0).all() and (image[..., 0] > 0).all()
 
 
-@both
+@each
 def test_translucent_faces_are_blended_by_depth_and_not_by_order(renderer):
     depths = np.array([-0.5, 0.5, 0.0])
     colors = np.array([(1, 0, 0, 0.5), (0, 1, 0, 0.5), (0, 0, 1, 1)])
@@ -181,7 +186,7 @@ def test_translucent_faces_are_blended_by_depth_and_not_by_order(renderer):
     assert render_views(glass, FRONT, renderer=renderer).alphas[0, 16, 16] == round(255 * 0.75)
 
 
-@both
+@each
 def test_cut_out_textures_show_what_lies_behind_them(renderer):
     bars = np.full((8, 8, 4), 255, dtype=np.uint8)
     bars[:, 4:, 3] = 0
@@ -193,7 +198,7 @@ def test_cut_out_textures_show_what_lies_behind_them(renderer):
     assert set(np.unique((image[16] > 0).sum(axis=-1))) <= {1, 2}
 
 
-@both
+@each
 def test_a_camera_inside_a_box_sees_its_walls_everywhere(renderer):
     import trimesh
 
@@ -206,7 +211,7 @@ def test_a_camera_inside_a_box_sees_its_walls_everywhere(renderer):
     assert (view.alphas[0, :15] == 0).all() and (view.alphas[0, 17 + 9 :] == 255).all()
 
 
-@both
+@each
 def test_nothing_is_seen_of_what_lies_behind_or_has_no_area(renderer):
     behind = render_views(soup(square(-9)), FRONT, background=(0, 0.5, 1), renderer=renderer)
     assert (behind.alphas == 0).all() and behind.images[0, 5, 5].tolist() == [0, 128, 255]
@@ -214,7 +219,7 @@ def test_nothing_is_seen_of_what_lies_behind_or_has_no_area(renderer):
     assert (render_views(edge_on, FRONT, renderer=renderer).alphas == 0).all()
 
 
-@both
+@each
 def test_supersampling_is_the_mean_of_a_finer_picture(renderer, examples):
     mesh = load_mesh(examples / "meshes/lamp/outdoorLamp/models/outdoorLamp.obj")
     coarse = render_views(mesh, train_cameras("paper", 2, 24), 3, renderer=renderer).images
