@@ -14,6 +14,7 @@ from PIL import Image
 from gsmae.errors import InputError
 
 MAX_BYTES = 64 << 20  # of one referenced file
+MAX_BUFFER = 2 << 30  # of one that holds a mesh's numbers
 MAX_SIDE = 8192  # pixels of a texture
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TGA")
 
@@ -33,7 +34,7 @@ class Assets:
 
     A name counts from the mesh's folder; backslashes separate folders too, case is ignored where the exact name is
     missing, and the last part of the name is tried in the mesh's folder, for paths of the maker's machine. What could
-    not be used is told in `warnings`. It has the methods of a trimesh resolver and can be handed to trimesh.
+    not be used is told in `warnings`.
     """
 
     def __init__(self, path: Path, root: Path | None = None):
@@ -67,12 +68,15 @@ class Assets:
                 with suppress(OSError, RuntimeError):
                     yield (self.folder / candidate).resolve()
 
-    def read(self, name: str) -> bytes:
-        """Bytes of a referenced file; FileNotFoundError where there is none, InputError where it is too large."""
+    def read(self, name: str, buffer: bool = False) -> bytes:
+        """Bytes of a referenced file; FileNotFoundError where there is none, InputError where it is too large.
+
+        buffer  the file holds the mesh's own numbers and may have 2 GB
+        """
         path = self.find(name)
         if path is None:
             raise FileNotFoundError(name)
-        return self._bytes(path)
+        return self._bytes(path, MAX_BUFFER if buffer else MAX_BYTES)
 
     def image(self, name: str, owner: str) -> np.ndarray | None:
         """A texture as [h, w, 4] uint8, or None and a warning; `owner` is the file that names it.
@@ -85,7 +89,7 @@ class Assets:
             return None
         if path not in self._images:
             try:
-                self._images[path] = decode(self._bytes(path), path)
+                self._images[path] = decode(self._bytes(path, MAX_BYTES), path)
             except (OSError, ValueError, SyntaxError) as error:
                 self.warn(f"texture {name} named by {owner} is not readable ({error}); its material's colour is used")
                 self._images[path] = None
@@ -96,25 +100,11 @@ class Assets:
         if text not in self.warnings:
             self.warnings.append(text)
 
-    def _bytes(self, path: Path) -> bytes:
+    def _bytes(self, path: Path, limit: int) -> bytes:
         size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise InputError(path, f"{size / 2**20:.0f} MB; files named by a mesh may have {MAX_BYTES >> 20} MB")
+        if size > limit:
+            raise InputError(path, f"{size / 2**20:.0f} MB; such a file named by a mesh may have {limit >> 20} MB")
         return path.read_bytes()
-
-    def get(self, name: str) -> bytes:  # from here on: trimesh's interface
-        return self.read(name)
-
-    __getitem__ = get
-
-    def write(self, name: str, data: object) -> None:
-        raise PermissionError(f"{name}: nothing is written beside a mesh")
-
-    def namespaced(self, namespace: str) -> Assets:
-        return Assets(self.folder / namespace / self.path.name, self.root)
-
-    def keys(self) -> list[str]:
-        return [str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.is_file()]
 
 
 def decode(data: bytes, path: Path) -> np.ndarray:

@@ -33,6 +33,18 @@ def triangulate(points: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.
     return corner[order], owner[order]
 
 
+def strip(count: int) -> np.ndarray:
+    """The triangles [count - 2, 3] of a strip of `count` corners, all wound as the first."""
+    i = np.arange(max(count - 2, 0))
+    return np.stack([i, i + 1 + i % 2, i + 2 - i % 2], axis=1)
+
+
+def fan(count: int) -> np.ndarray:
+    """The triangles [count - 2, 3] of a fan of `count` corners about the first."""
+    i = np.arange(max(count - 2, 0))
+    return np.stack([np.zeros_like(i), i + 1, i + 2], axis=1)
+
+
 def _split_quads(quads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The two triangles of quads [Q, 4, 3]: cut from corner 0, or from 1 where that cut would leave the quad."""
     normal = np.cross(quads[:, 2] - quads[:, 0], quads[:, 3] - quads[:, 1])

@@ -56,7 +56,7 @@ class RawMesh:
     warnings: tuple[str, ...] = field(default=())
 
 
-def numbers(path: Path, what: str, tokens: Iterable[str], dtype: type) -> np.ndarray:
+def numbers(path: Path, what: str, tokens: Iterable[str] | Iterable[bytes], dtype: type) -> np.ndarray:
     """Text tokens as a flat array; InputError that names the file and `what` where one is not a number."""
     try:
         return np.array(tokens if isinstance(tokens, list) else list(tokens), dtype=dtype)

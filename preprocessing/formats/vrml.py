@@ -15,6 +15,7 @@ import numpy as np
 from gsmae.errors import InputError
 
 from .assets import Assets
+from .pieces import mirrored, rotation
 from .polygons import triangulate
 from .raw import GREY, WHITE, Material, RawMesh
 from .vrml_nodes import Node, parse
@@ -124,19 +125,14 @@ def _transform(path: Path, node: Node) -> np.ndarray:
     move, centre, turn, stretch = np.eye(4), np.eye(4), np.eye(4), np.eye(4)
     move[:3, 3] = node.vector(path, "translation", 0, 0, 0)
     centre[:3, 3] = node.vector(path, "center", 0, 0, 0)
-    turn[:3, :3] = _rotation(node.vector(path, "rotation", 0, 0, 1, 0))
-    tilt = _rotation(node.vector(path, "scaleOrientation", 0, 0, 1, 0))
+    *axis, angle = node.vector(path, "rotation", 0, 0, 1, 0)
+    turn[:3, :3] = rotation(np.array(axis), angle)
+    *axis, angle = node.vector(path, "scaleOrientation", 0, 0, 1, 0)
+    tilt = rotation(np.array(axis), angle)
     stretch[:3, :3] = tilt @ np.diag(node.vector(path, "scale", 1, 1, 1)) @ tilt.T
     back = centre.copy()
     back[:3, 3] *= -1
     return move @ centre @ turn @ stretch @ back
-
-
-def _rotation(axis_angle: np.ndarray) -> np.ndarray:
-    """Axis and angle as a 3x3 matrix (Rodrigues); an axis without length does not turn."""
-    x, y, z = axis_angle[:3] / max(float(np.linalg.norm(axis_angle[:3])), 1e-12)
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + np.sin(axis_angle[3]) * cross + (1 - np.cos(axis_angle[3])) * cross @ cross
 
 
 @np.errstate(over="ignore", invalid="ignore")  # whether positions are finite is checked when the mesh is complete
@@ -162,7 +158,7 @@ def _surface(path: Path, shape: Node, matrix: np.ndarray, assets: Assets) -> _Su
         corners,
         counts,
         _colors(path, geometry, corners, counts),
-        (geometry.fields.get("ccw") == ["FALSE"]) != (np.linalg.det(matrix[:3, :3]) < 0),
+        (geometry.fields.get("ccw") == ["FALSE"]) != mirrored(matrix),
     )
 
 

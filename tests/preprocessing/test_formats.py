@@ -1,4 +1,3 @@
-import importlib.util
 from typing import Any
 
 import numpy as np
@@ -178,8 +177,8 @@ def test_a_gltf_scene_keeps_its_transforms_textures_and_names(tmp_path):
     scene.export(tmp_path / "a.glb")
     mesh = load_mesh(tmp_path / "a.glb")
     back = np.linalg.inv(mesh.mesh_to_splat)
-    names = np.array(mesh.group_names)[mesh.groups]
-    assert {"picture", "block"} <= set(names)
+    names = np.array([name.split("/")[0] for name in mesh.group_names])[mesh.groups]
+    assert set(names) == {"picture", "block"}
     block = trimesh.transform_points(mesh.vertices[mesh.faces[names == "block"]].reshape(-1, 3), back)
     assert np.allclose(block.min(0), [4.5, -0.5, -0.5], atol=1e-5)
     assert np.allclose(mesh.colors[names == "block"], [0, 1, 0, 1])
@@ -199,19 +198,13 @@ def test_a_ply_with_colours_and_normals(put):
 
 
 def test_collada_stands_on_the_axis_that_it_names(tmp_path):
-    pytest.importorskip("collada", reason="COLLADA needs pycollada")
+    pytest.importorskip("collada", reason="trimesh writes COLLADA through pycollada")
     trimesh.creation.box(extents=(1, 2, 4)).export(tmp_path / "a.dae")
     text = (tmp_path / "a.dae").read_text()
     assert "<up_axis>Y_UP</up_axis>" in text
     for axis, size in {"Y_UP": [1, 4, 2], "Z_UP": [1, 2, 4], "X_UP": [2, 4, 1]}.items():
         (tmp_path / "b.dae").write_text(text.replace("Y_UP", axis))
         assert np.allclose(np.ptp(load_mesh(tmp_path / "b.dae").vertices, axis=0) * np.sqrt(21) / 2, size, atol=1e-5)
-
-
-def test_without_pycollada_the_error_says_what_to_install(put):
-    cause = "not readable" if importlib.util.find_spec("collada") else r"gsmae\[dae\]"
-    with pytest.raises(InputError, match=cause):
-        load_mesh(put("a.dae", "<COLLADA/>"))
 
 
 def test_texture_coordinates_without_a_material_invent_no_texture(put):
@@ -232,5 +225,5 @@ def test_a_gltf_reads_its_buffers_from_its_own_folder_only(tmp_path, inside):
     if inside:
         assert len(load_mesh(tmp_path / "box/box.gltf").faces) == 12
     else:
-        with pytest.raises(InputError, match=r"FileNotFoundError: \.\./"):
+        with pytest.raises(InputError, match=r"buffer \.\./.* outside"):
             load_mesh(tmp_path / "box/box.gltf")

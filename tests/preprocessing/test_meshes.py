@@ -142,7 +142,7 @@ BAD = {
     "binary.off": ("OFF BINARY\n\0\0\0", "not read"),
     "four.off": ("4OFF\n3 1 0\n", "not read"),
     "junk.ply": (b"ply\nformat binary_little_endian 1.0\nelement vertex 9\nend_header\n", "not readable|no faces"),
-    "junk.glb": (b"glTF" + bytes(50), "not readable"),
+    "junk.glb": (b"glTF" + bytes(50), "not GLB of version 2"),
     "junk.stl": (b"solid nothing", "not readable|no faces"),
     "strange.xyz": ("1 2 3\n", "no reader for '.xyz'"),
 }
