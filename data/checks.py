@@ -11,8 +11,9 @@ import numpy as np
 
 from gsmae.errors import InputError
 from gsmae.files import TEMPORARY, sha256
-from gsmae.ply import read_ply
+from gsmae.ply import read_ply, read_ply_bytes
 
+from .archives import Place, places
 from .manifest import Record, files, read_build, read_parts, read_record
 from .packs import INDEX, PACK, Index, PackInfo, read_index, read_pack
 from .shardfile import Shard
@@ -59,7 +60,7 @@ class VerifyReport:
 
 
 def check(path: str | Path) -> list[Problem]:
-    """Everything wrong with a build folder, a pack folder, a folder of splats or a single PLY; [] when all is well.
+    """Everything wrong with a build folder, a pack folder, a single PLY, or a folder or zip of them; [] if all is well.
 
     Raises InputError only when the path is none of these.
     """
@@ -70,11 +71,11 @@ def check(path: str | Path) -> list[Problem]:
         return _check_build(path)
     if (path / PACK).is_file() or any(path.glob("shard_*.h5")):
         return list(verify(path).problems)
-    splats = sorted(p for p in path.rglob("*.ply") if not p.name.startswith(".")) if path.is_dir() else []
-    if splats:
-        return [problem for splat in splats for problem in _check_splat(splat)]
+    found = _check_collection(path)
+    if found is not None:
+        return found
     cause = "is not a splat, a build or a pack" if path.exists() else "no such file or folder"
-    raise InputError(path, cause, "name a .ply, or a folder that `gsmae build` or `gsmae pack` wrote")
+    raise InputError(path, cause, "name a build, a pack, a .ply, or a folder or zip of them")
 
 
 def verify(path: str | Path) -> VerifyReport:
@@ -176,9 +177,26 @@ def _check_shard(shard: Shard, number: int, info: PackInfo, index: Index | None)
     return out
 
 
-def _check_splat(path: Path, uid: str = "") -> list[Problem]:
+def _check_collection(path: Path) -> list[Problem] | None:
+    """Every splat of a folder or zip; a zip that is refused does not hide the others. None where there is neither."""
+    out: list[Problem] = []
+    splats: list[Place] = []
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    for file in files:
+        if file.suffix.lower() == ".zip" and file.is_file() and not file.name.startswith("."):
+            try:
+                splats += [place for name, place in places(file) if name.lower().endswith(".ply")]
+            except InputError as error:
+                out.append(_problem(error))
+        elif file.suffix == ".ply" and path.is_dir() and not file.name.startswith("."):
+            splats.append(file)
+    out += [problem for splat in splats for problem in _check_splat(splat)]
+    return out if splats or out else None
+
+
+def _check_splat(path: Place, uid: str = "") -> list[Problem]:
     try:
-        gaussians = read_ply(path)
+        gaussians = read_ply(path) if isinstance(path, Path) else read_ply_bytes(path.read_bytes(), path)
     except InputError as error:
         return [_problem(error, uid=uid)]
     zero = int((gaussians.quats.norm(dim=1) == 0).sum())
@@ -216,10 +234,10 @@ def _check_build(path: Path) -> list[Problem]:
         out += _check_object(path, record, len(record.part_names or parts.get(record.category, ())))
     for file in files(path / "splats", ".ply"):
         if file not in seen:
-            cure = "read the build with rebuild=True, or build again"
+            cure = "run `gsmae repair`, or build again"
             out.append(Problem(str(file), "leftover", "a splat without a record", cure))
     for file in sorted(path.rglob(TEMPORARY + "*")):
-        out.append(Problem(str(file), "leftover", "left by a killed writer", "delete it, or build again"))
+        out.append(Problem(str(file), "leftover", "left by a killed writer", "run `gsmae repair`, or build again"))
     if not out:
         try:
             read_build(path)

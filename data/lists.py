@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from gsmae.errors import InputError
 
+SPLITS = ("train", "val", "test")
 SPLIT_WORDS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
@@ -104,7 +105,7 @@ def beside(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     folder = folder if folder.is_dir() else folder.parent
     around = (folder, folder / "shapenet_split", folder.parent, folder.parent / "shapenet_split")
-    candidates = ([place / f"{split}.txt" for place in around] for split in ("train", "val", "test"))
+    candidates = ([place / f"{split}.txt" for place in around] for split in SPLITS)
     return [file for files in candidates for file in [next((f for f in files if f.is_file()), None)] if file]
 
 

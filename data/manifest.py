@@ -16,10 +16,10 @@ from gsmae.gaussians import Gaussians
 from gsmae.ply import read_ply, read_ply_bytes
 
 from .archives import Place
+from .lists import SPLITS as SPLITS  # part of this module's interface, too
 from .surface import Points, PointsFile
 
 SCHEMA = 1
-SPLITS = ("train", "val", "test")
 
 
 class Record(BaseModel):
@@ -111,18 +111,7 @@ def read_build(path: str | Path, *, rebuild: bool = False) -> Build:
     Raises InputError when the folder is not a build, or a record is broken or belongs to another object.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise InputError(path, "no such folder", "name the folder that `gsmae build` wrote")
-    if not (path / "build.json").is_file():
-        raise InputError(path, "has no build.json", "name the folder that `gsmae build` wrote")
-    head = read_json(path / "build.json")
-    if not isinstance(head, dict):
-        raise InputError(path / "build.json", "is not a table of values", "run `gsmae build` again")
-    if head.get("schema") != SCHEMA:
-        cure = "this version reads schema 1; update gsmae or build again"
-        raise InputError(path / "build.json", f"has schema {head.get('schema')!r}", cure)
-    if not str(head.get("frame", "")).startswith("z-up"):
-        raise InputError(path / "build.json", f"frame is {head.get('frame')!r}", "only splats in the z-up frame")
+    head = read_head(path)
     records: dict[str, Record] = {}
     for file in files(path / "records", ".json"):
         try:
@@ -150,6 +139,24 @@ def read_build(path: str | Path, *, rebuild: bool = False) -> Build:
     )
 
 
+def read_head(path: str | Path) -> dict[str, Any]:
+    """build.json of a folder, of a schema and frame that this version knows. Raises InputError for any other."""
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(path, "no such folder", "name the folder that `gsmae build` wrote")
+    if not (path / "build.json").is_file():
+        raise InputError(path, "has no build.json", "name the folder that `gsmae build` wrote")
+    head = read_json(path / "build.json")
+    if not isinstance(head, dict):
+        raise InputError(path / "build.json", "is not a table of values", "run `gsmae build` again")
+    if head.get("schema") != SCHEMA:
+        cure = "this version reads schema 1; update gsmae or build again"
+        raise InputError(path / "build.json", f"has schema {head.get('schema')!r}", cure)
+    if not str(head.get("frame", "")).startswith("z-up"):
+        raise InputError(path / "build.json", f"frame is {head.get('frame')!r}", "only splats in the z-up frame")
+    return head
+
+
 def read_record(file: str | Path) -> Record:
     """Read one record; InputError names the field that is wrong."""
     values = read_json(file)
@@ -158,9 +165,10 @@ def read_record(file: str | Path) -> Record:
     return _record(values, file)
 
 
-def record_of(file: Place, uid: str, split: str = "") -> Record:
+def record_of(file: Place, uid: str, split: str = "", *, finite: bool = True) -> Record:
     """A record made from a splat alone: counts, bytes and hash are exact, the rest is unknown.
 
+    finite  as of `read_ply`
     Raises InputError when the splat is broken.
     """
     try:
@@ -170,7 +178,7 @@ def record_of(file: Place, uid: str, split: str = "") -> Record:
     warning = "record made from the file; quality and mesh are unknown"
     values = {"uid": uid, "category": uid.split("/")[0], "split": split, "status": "done", "warnings": [warning]}
     digest = hashlib.sha256(content).hexdigest()
-    values |= {"gaussians": len(read_ply_bytes(content, file)), "sha256": digest, "bytes": len(content)}
+    values |= {"gaussians": len(read_ply_bytes(content, file, finite=finite)), "sha256": digest, "bytes": len(content)}
     return _record(values, str(file))
 
 

@@ -84,11 +84,31 @@ def find(path: str | Path, layout: str = "auto") -> tuple[Found, ...]:
     layout   a name in `DATASETS`, or "auto"
     Raises InputError for an unknown layout, a path without such splats, one name twice, or a zip that is refused.
     """
-    return _found(_existing(path), layout)[1]
+    return _found(Path(path), layout)[1]
+
+
+def everything(path: str | Path, layout: str = "auto") -> tuple[str, list[Found]]:
+    """The layout and every splat of a collection in it, as `find` but with objects that are there twice, and without
+    what lists beside it say."""
+    path = _existing(path)
+    if layout != "auto" and layout not in DATASETS:
+        raise InputError(path, f"unknown layout '{layout}'", nearest_name(layout, DATASETS))
+    files = places(path)
+    layout = _layout(path, files) if layout == "auto" else layout
+    found = list(DATASETS[layout](path, files))
+    if not found:
+        what = " ".join((DATASETS[layout].__doc__ or "").split(";")[0].split(". ")[0].split())
+        raise InputError(path, f"holds no splat of the layout '{layout}'", what)
+    return layout, found
 
 
 def read_released(
-    path: str | Path, layout: str = "auto", *, names: Collection[str] | None = None, progress: bool = False
+    path: str | Path,
+    layout: str = "auto",
+    *,
+    names: Collection[str] | None = None,
+    finite: bool = True,
+    progress: bool = False,
 ) -> Build:
     """A collection of splats as a `Build` that `pack` takes; every splat is read once for its count and hash.
 
@@ -97,39 +117,39 @@ def read_released(
 
     path, layout  as of `find`
     names         only objects of these names (the uid's second part), under whatever category
+    finite        False: values that are not finite do not break a splat; `pack` with bad_rows="drop" then mends it
     """
     path = Path(path)
-    layout, found = _found(_existing(path), layout)
+    layout, found = _found(path, layout)
     items = [item for item in found if names is None or item.uid.split("/")[1] in names]
-    records = tuple(_record(item) for item in bar("read", "object", items, disable=not progress))
+    records = tuple(_record(item, finite) for item in bar("read", "object", items, disable=not progress))
     return Build(path, layout, 0, "z-up", records, {}, layout, {item.uid: item.file for item in items})
 
 
 def read_source(
-    path: str | Path, source: str = "auto", *, names: Collection[str] | None = None, progress: bool = False
+    path: str | Path,
+    source: str = "auto",
+    *,
+    names: Collection[str] | None = None,
+    finite: bool = True,
+    progress: bool = False,
 ) -> Build:
     """A build or a collection: "build", "auto" or a name in `DATASETS`; the rest as of `read_released`."""
     source = detect(path) if source == "auto" and Path(path).exists() else source
     if source in ("build", "auto"):
         return read_build(path)
-    return read_released(path, source, names=names, progress=progress)
+    return read_released(path, source, names=names, finite=finite, progress=progress)
 
 
 def _found(path: Path, layout: str) -> tuple[str, tuple[Found, ...]]:
     """The layout, and what `find` says."""
-    if layout != "auto" and layout not in DATASETS:
-        raise InputError(path, f"unknown layout '{layout}'", nearest_name(layout, DATASETS))
-    files = places(path)
-    layout = _layout(path, files) if layout == "auto" else layout
+    layout, items = everything(path, layout)
     found: dict[str, Found] = {}
-    for item in DATASETS[layout](path, files):
+    for item in items:
         if item.uid in found:
             cause = f"object '{item.uid}' is also {found[item.uid].file}"
             raise InputError(str(item.file), cause, "remove one of the two")
         found[item.uid] = item
-    if not found:
-        what = " ".join((DATASETS[layout].__doc__ or "").split(";")[0].split(". ")[0].split())
-        raise InputError(path, f"holds no splat of the layout '{layout}'", what)
     listed = splits(name for file in beside(path) for name in read_list(file))
     for uid, item in found.items():
         said = listed.get(uid) or listed.get(uid.split("/")[1])
@@ -151,9 +171,9 @@ def _layout(path: Path, files: Files) -> str:
     raise InputError(path, "has no build.json and holds no .ply", "name a build, or a folder or zip of splats")
 
 
-def _record(item: Found) -> Record:
+def _record(item: Found, finite: bool) -> Record:
     try:
-        return record_of(item.file, item.uid, item.split)
+        return record_of(item.file, item.uid, item.split, finite=finite)
     except InputError as error:
         values = {"uid": item.uid, "category": item.uid.split("/")[0], "split": item.split, "status": "failed"}
         return Record.model_validate({**values, "stage": "read", "reason": error.cause})

@@ -17,6 +17,8 @@ VERBS = {
     "build": ("datasets", "meshes -> a folder of Gaussian splats (.ply), one record per object"),
     "pack": ("datasets", "a build -> shards (HDF5) and an index, ready for training"),
     "check": ("datasets", "look for missing, altered or broken files in a build, a pack or a splat"),
+    "audit": ("auditing", "objects in two splits or categories, missing or doubled; also of bare lists"),
+    "repair": ("auditing", "mend a build's records and a pack's index; say what cannot be mended"),
     "show": ("looking", "a picture of a splat, beside its mesh and the error where the mesh is known"),
     "report": ("looking", "one HTML page about builds, packs and runs"),
     "pretrain": ("learning", "shards -> a pretrained encoder (Gaussian-MAE)"),

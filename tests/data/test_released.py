@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import data.released
+from data.checks import check
 from data.datasets import SplatDataset
 from data.released import detect, find, read_released, read_source
 from data.shards import pack
@@ -147,3 +148,21 @@ def test_splits_from_lists_reach_the_objects_of_a_zip(tmp_path, make_splat):
     (zips / "shapenet_split" / "test.txt").write_text("03001627-b.ply\n")
     assert [(f.uid, f.split) for f in find(zips)] == [("03001627/a", "train"), ("03001627/b", "test")]
     assert [f.split for f in find(zips / "03001627_0.zip")] == ["train", "test"]
+
+
+def test_zips_are_checked_without_unpacking_them(tmp_path, make_splat, capsys):
+    files = tree(tmp_path / "f", make_splat, "chair/a.ply", "chair/b.ply", "table/c.ply")
+    (files / "chair" / "b.ply").write_text("ply\n")
+    zips = zipped(files, tmp_path / "z", zipfile.ZIP_STORED)
+    assert check(zips / "table.zip") == []
+    (problem,) = check(zips / "chair.zip")
+    assert problem.path == f"{zips}/chair.zip/b.ply" and problem.kind == "unreadable"
+    content = (zips / "table.zip").read_bytes()
+    (zips / "table.zip").write_bytes(content[:400] + b"spoilt" + content[406:])
+    (zips / "cut.zip").write_bytes(content[:-40])
+    zero = make_splat(1)
+    write_ply(zips / "loose.ply", zero.replace(quats=zero.quats * 0))
+    found = {Path(p.path).relative_to(zips).as_posix(): p.cause for p in check(zips)}
+    assert set(found) == {"chair.zip/b.ply", "table.zip/c.ply", "cut.zip", "loose.ply"}
+    assert "Bad CRC-32" in found["table.zip/c.ply"] and "not readable as a zip" in found["cut.zip"]
+    assert main(["check", str(zips)]) == 4 and "cut.zip" in capsys.readouterr().out
