@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from gsmae.errors import InputError
 from gsmae.files import read_json, sha256, write_aside
@@ -43,7 +50,7 @@ class IndexEntry(BaseModel):
 
 
 class Failure(BaseModel):
-    """An object that the build could not fit; it is counted, not packed."""
+    """An object that the build could not fit, or that has no usable Gaussian; it is counted, not packed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -102,8 +109,15 @@ class PackInfo(BaseModel):
     without_points: int
     leaks: int
     failed: tuple[Failure, ...]
+    dropped: dict[str, int] = Field(default_factory=dict)
+    """uid -> Gaussians left out of it for want of finite values; not in the file where there are none"""
     index: IndexEntry
     shards: tuple[ShardEntry, ...]
+
+    @model_serializer(mode="wrap")
+    def _written(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = plain(self)
+        return {name: value for name, value in values.items() if name != "dropped" or value}
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class Item:
     sha256: str
     points: Points | None
     points_sha256: str
+    dropped: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,17 @@ class Plan:
     leaks: tuple[Leak, ...]
     inputs: str
 
+    @property
+    def dropped(self) -> dict[str, int]:
+        """uid -> Gaussians that are left out, for the objects that lose some."""
+        return {item.record.uid: item.dropped for item in self.items if item.dropped}
 
-def plan_pack(builds: list[Build], options: dict) -> Plan:
-    """Decide objects, order, splits, labels and hashes, and refuse what cannot be packed before any work."""
+
+def plan_pack(builds: list[Build], options: dict, dropped: dict[str, int]) -> Plan:
+    """Decide objects, order, splits, labels and hashes, and refuse what cannot be packed before any work.
+
+    dropped  uid -> Gaussians to leave out of it, see `data.usable`
+    """
     home: dict[str, Build] = {}
     records: dict[str, Record] = {}
     failed: dict[str, Record] = {}
@@ -93,6 +102,7 @@ def plan_pack(builds: list[Build], options: dict) -> Plan:
                 record.sha256 or hashlib.sha256(splat.read_bytes()).hexdigest(),
                 points,
                 points.digest() if points is not None else "",
+                dropped.get(record.uid, 0),
             )
         )
     hashes = sorted({b.config_hash for b in builds})
@@ -119,7 +129,8 @@ def _part_names(builds: Iterable[Build], objects: Iterable[tuple[Build, Record]]
 
 def _line(item: Item) -> list:
     r = item.record
-    return [r.uid, r.category, item.split, item.source, item.sha256, item.points_sha256, r.psnr]
+    line = [r.uid, r.category, item.split, item.source, item.sha256, item.points_sha256, r.psnr]
+    return [*line, item.dropped] if item.dropped else line
 
 
 def _hash(value: object) -> str:

@@ -27,6 +27,7 @@ from .manifest import Build, read_build
 from .packs import INDEX, PACK, SHARD, Failure, PackInfo, read_pack, write_index
 from .plans import Item, Plan, plan_pack, shard_inputs
 from .shardfile import Head, Packed, Shard, quantized, write_shard
+from .usable import STAGE, usable, without_bad_rows
 
 __all__ = ["PackReport", "check", "pack", "raw_rows", "verify"]
 
@@ -41,6 +42,8 @@ class PackReport:
     reused          shards taken over from an interrupted run
     splits          objects of each split; `carved` of them were moved from train to val, `assigned` had no split
     failed          objects that the builds could not fit, by stage and reason in `failures`; counted, not packed
+    unusable        objects of which no Gaussian could be kept (`bad_rows`), also counted in `failed`
+    dropped         Gaussians left out for want of finite values, of `dropped_from` objects; pack.json has each object's
     below_psnr      objects left out by `min_psnr`
     without_points  objects without surface samples
     leaks           meshes that occur in more than one split
@@ -61,6 +64,9 @@ class PackReport:
     assigned: int
     failed: int
     failures: dict[str, int]
+    unusable: int
+    dropped: int
+    dropped_from: int
     below_psnr: int
     without_points: int
     leaks: int
@@ -75,6 +81,7 @@ def pack(
     seed: int = 0,
     val_fraction: float = 0.1,
     min_psnr: float | None = None,
+    bad_rows: Literal["refuse", "drop"] = "refuse",
     progress: bool = False,
 ) -> PackReport:
     """Pack the finished objects of one or several builds into immutable HDF5 shards.
@@ -90,6 +97,9 @@ def pack(
                        range, 28 bytes a Gaussian of SH degree 0) instead of float32
     val_fraction       share of train moved to val where no val exists; see `data.splits.assign`
     min_psnr           leave out objects fitted worse, or of unknown quality
+    bad_rows           Gaussians with NaN, infinite or absurd values (see `data.usable`): "refuse" the splat, or "drop"
+                       and count them. A splat without any other is then a failed object. Reads every splat twice. Where
+                       there are none, both give the same bytes
 
     Raises InputError: not a build, nothing to pack, one uid twice, part names that disagree, a splat that differs from
     its record or is broken, a folder that holds something else, a full or failing disk.
@@ -98,6 +108,8 @@ def pack(
         raise ValueError(f"objects_per_shard is {objects_per_shard}, expected at least 1")
     if quantize not in (None, "u16"):
         raise ValueError(f"quantize is {quantize!r}, expected 'u16' or None")
+    if bad_rows not in ("refuse", "drop"):
+        raise ValueError(f"bad_rows is {bad_rows!r}, expected 'refuse' or 'drop'")
     out = Path(out)
     sources = [builds] if isinstance(builds, (str, Path, Build)) else list(builds)
     loaded = [b if isinstance(b, Build) else read_build(b) for b in sources]
@@ -108,7 +120,10 @@ def pack(
         "val_fraction": val_fraction,
         "min_psnr": min_psnr,
     }
-    plan = plan_pack(loaded, options)
+    dropped: dict[str, int] = {}
+    if bad_rows == "drop":
+        loaded, dropped = without_bad_rows(loaded, progress=progress)
+    plan = plan_pack(loaded, options, dropped)
     for leak in plan.leaks[:5]:
         log.warning("one mesh in the splits %s: %s", " and ".join(leak.splits), ", ".join(leak.uids))
     if (out / PACK).exists():
@@ -180,6 +195,7 @@ def _pack(out: Path, plan: Plan, builds: list[Build], options: dict, progress: b
             "without_points": without,
             "leaks": len(plan.leaks),
             "failed": [Failure(uid=r.uid, stage=r.stage or "", reason=r.reason or "") for r in plan.failed],
+            "dropped": plan.dropped,
             "index": {"file": INDEX, "sha256": sha256(out / INDEX), "bytes": (out / INDEX).stat().st_size},
             "shards": shards,
         }
@@ -213,6 +229,9 @@ def _report(out: Path, info: PackInfo, *, already: bool, reused: int) -> PackRep
         assigned=info.split_rule.assigned,
         failed=len(info.failed),
         failures=dict(Counter(f"{f.stage}: {f.reason}" for f in info.failed)),
+        unusable=sum(f.stage == STAGE for f in info.failed),
+        dropped=sum(info.dropped.values()),
+        dropped_from=len(info.dropped),
         below_psnr=info.below_psnr,
         without_points=info.without_points,
         leaks=info.leaks,
@@ -275,11 +294,15 @@ def _packed(item: Item, plan: Plan, options: dict) -> Packed:
     if digest != item.sha256:
         cause = f"differs from its record (sha256 {digest[:12]}, recorded {item.sha256[:12]})"
         raise InputError(str(item.splat), cause, "delete its record and run `gsmae build` again")
-    gaussians = read_ply_bytes(content, item.splat)
+    gaussians = read_ply_bytes(content, item.splat, finite=not item.dropped)
     if record.gaussians is not None and record.gaussians != len(gaussians):
         cause = f"has {len(gaussians)} Gaussians, its record says {record.gaussians}"
         raise InputError(str(item.splat), cause, "delete its record and run `gsmae build` again")
-    rows = raw_rows(gaussians)
+    good = usable(gaussians)
+    if len(good) - int(good.sum()) != item.dropped:
+        cause = f"{len(good) - int(good.sum())} of {len(good)} Gaussians are too far away or too large to compute with"
+        raise InputError(str(item.splat), cause, "remove those rows, as `gsmae pack --bad-rows drop` does")
+    rows = raw_rows(gaussians[good] if item.dropped else gaussians)
     rows = rows[draws.permutation(len(rows), draws.key(seed, "rows", uid))]
     low = high = None
     if options["quantize"]:

@@ -44,9 +44,10 @@ class _Header(NamedTuple):
     length: int
 
 
-def read_ply(path: str | Path) -> Gaussians:
+def read_ply(path: str | Path, *, finite: bool = True) -> Gaussians:
     """Read a 3DGS splat, with 0, 9, 24 or 45 `f_rest` properties in any order, binary or ASCII.
 
+    finite  False lets Gaussians with NaN or infinite values through, for a caller that looks for them
     Raises InputError naming the file and the field when it is missing, truncated, not a splat or not finite.
     +inf opacities and -inf scales are legal (fully opaque, flat) and are made finite.
     """
@@ -58,18 +59,18 @@ def read_ply(path: str | Path) -> Gaussians:
     except (OSError, ValueError) as error:
         raise InputError(path, getattr(error, "strerror", None) or str(error)) from None
     head = _guard(path, start, size)
-    return _gaussians(path, head, _parsed(path, str(path)))
+    return _gaussians(path, head, _parsed(path, str(path)), finite)
 
 
-def read_ply_bytes(content: bytes, name: object) -> Gaussians:
+def read_ply_bytes(content: bytes, name: object, *, finite: bool = True) -> Gaussians:
     """`read_ply` of a splat that is in memory already, a member of a zip for instance; errors call it `name`."""
     head = _guard(str(name), content[:MAX_HEADER], len(content))
     if head.form == "ascii":
-        return _gaussians(str(name), head, _parsed(str(name), io.BytesIO(content)))
+        return _gaussians(str(name), head, _parsed(str(name), io.BytesIO(content)), finite)
     # plyfile maps a file but reads a stream value by value, seconds for one splat: it only judges the header here
     _parsed(str(name), io.BytesIO(COUNT.sub(rb"\g<1>0", content[: head.length], count=1)))
     rows = np.frombuffer(content, np.dtype(list(zip(head.names, head.kinds, strict=True))), head.count, head.length)
-    return _gaussians(str(name), head, rows)
+    return _gaussians(str(name), head, rows, finite)
 
 
 def _parsed(path: str | Path, source: str | io.BytesIO) -> Any:
@@ -82,7 +83,7 @@ def _parsed(path: str | Path, source: str | io.BytesIO) -> Any:
         raise InputError(path, f"not readable as PLY: {error}") from None
 
 
-def _gaussians(path: str | Path, head: _Header, vertex: Any) -> Gaussians:
+def _gaussians(path: str | Path, head: _Header, vertex: Any, finite: bool) -> Gaussians:
     """Rows with named fields as Gaussians."""
     count, degree = head.count, REST[sum(name.startswith("f_rest_") for name in head.names)]
 
@@ -100,8 +101,9 @@ def _gaussians(path: str | Path, head: _Header, vertex: Any) -> Gaussians:
     arrays |= {"scale": logs, "opacity": logits, "f_dc or f_rest": sh}
     for name, values in arrays.items():
         bad = int((~np.isfinite(values.reshape(count, -1))).any(axis=1).sum())
-        if bad:
-            raise InputError(path, f"{bad} of {count} Gaussians have a non-finite {name}", "remove those rows")
+        if bad and finite:
+            cure = "remove those rows, as `gsmae pack --bad-rows drop` does"
+            raise InputError(path, f"{bad} of {count} Gaussians have a non-finite {name}", cure)
     return Gaussians(*(torch.from_numpy(np.ascontiguousarray(values)) for values in arrays.values()))
 
 

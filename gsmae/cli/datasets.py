@@ -50,6 +50,9 @@ class PackArguments(Arguments):
     """share of the training split that becomes the validation split where the collection has none"""
     seed: int = 0
     """of the shuffles and of the splits that are drawn"""
+    bad_rows: Literal["refuse", "drop"] = "refuse"
+    """Gaussians with NaN or infinite values. refuse: not this splat; drop: leave them out and count them, a splat that
+    has no others fails"""
     verify: Flag = False
     """read everything back and compare hashes, also of an existing pack"""
 
@@ -64,17 +67,18 @@ def pack(argv: list[str]) -> Outcome:
     a = parse(PackArguments, "pack", argv)
     labels = read_labels(a.parts) if a.parts else None
     names = labels.names if labels else None
-    builds = [read_source(path, a.source, names=names, progress=True) for path in a.builds]
+    finite = a.bad_rows == "refuse"
+    builds = [read_source(path, a.source, names=names, finite=finite, progress=True) for path in a.builds]
     if labels:
         builds = [labelled(build, labels, progress=True) for build in builds]
     report = pack_splats(
         builds, a.out, objects_per_shard=a.shard, quantize=None if a.quantize == "none" else a.quantize,
-        val_fraction=a.val, seed=a.seed, progress=True,
+        val_fraction=a.val, seed=a.seed, bad_rows=a.bad_rows, progress=True,
     )  # fmt: skip
     found = verify(a.out).problems if a.verify else ()
     broken = report.failed > 0 and any(build.layout != "build" for build in builds)  # of a build's own, `build` told
     summary = {**plain(report), "problems": plain(found)}
-    return Outcome(summary, 4 if found or broken else 0, a.as_json)
+    return Outcome(summary, 4 if found or broken or report.unusable else 0, a.as_json)
 
 
 class CheckArguments(Arguments):
