@@ -21,6 +21,8 @@ VERBS = {
     "repair": ("auditing", "mend a build's records and a pack's index; say what cannot be mended"),
     "show": ("looking", "a picture of a splat, beside its mesh and the error where the mesh is known"),
     "report": ("looking", "one HTML page about builds, packs and runs"),
+    "stats": ("exporting", "counts, quality and shapes per class; centroids against the mesh surface"),
+    "export": ("exporting", "splats for viewers and other programs: .ply, .splat, .spz, .sog, .glb, WebDataset"),
     "pretrain": ("learning", "shards -> a pretrained encoder (Gaussian-MAE)"),
     "finetune": ("learning", "shards + encoder -> a classifier or a part segmenter"),
     "evaluate": ("learning", "measure a fine-tuned model on a split; test is read once"),
