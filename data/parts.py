@@ -20,6 +20,7 @@ from scipy.spatial import KDTree
 
 from gsmae.errors import InputError
 from gsmae.gaussians import Gaussians
+from gsmae.ply import read_ply_bytes
 from gsmae.progress import bar
 
 from .archives import Place, places, size_of
@@ -225,10 +226,12 @@ def placed(points: np.ndarray, gaussians: Gaussians) -> Placement:
     which differ by as much as a quarter of the radius, but their bounding boxes: centre to centre, diagonal to
     diagonal. Of the splat only opaque Gaussians count, and none that floats: a first guess leaves the outermost 1 % on
     either side out, and the boxes are then matched again, twice, without the Gaussians that lie far from all points.
-    ValueError where either has no extent.
+    ValueError where either has no extent; Gaussians that are not finite are passed over.
     """
-    opaque = gaussians.means[gaussians.opacities > OPAQUE]
-    centres = (opaque if len(opaque) >= 10 else gaussians.means).double().cpu().numpy()
+    means, opacities = gaussians.means.double().cpu().numpy(), gaussians.opacities.cpu().numpy()
+    finite = np.isfinite(means).all(axis=1)
+    opaque = finite & (opacities > OPAQUE)
+    centres = means[opaque if opaque.sum() >= 10 else finite]
     scale, shift = _matched(points, centres, TRIM)
     for near in NEAR:
         reach = near * scale * _box(points, 0)[1]
@@ -243,13 +246,15 @@ def placed(points: np.ndarray, gaussians: Gaussians) -> Placement:
 
 def _matched(points: np.ndarray, centres: np.ndarray, trim: float) -> tuple[float, np.ndarray]:
     (a, r), (b, s) = _box(points, trim), _box(centres, trim)
-    if r <= 0 or s <= 0:
+    if not (r > 0 and s > 0):
         raise ValueError("no extent")
     return float(s / r), b - s / r * a
 
 
 def _box(points: np.ndarray, trim: float) -> tuple[np.ndarray, float]:
     """Centre and half the diagonal of the box around all but the outermost points."""
+    if not len(points):
+        raise ValueError("no finite Gaussian")
     low, high = np.quantile(points, [trim, 1 - trim], axis=0)
     return (low + high) / 2, float(np.linalg.norm(high - low) / 2)
 
@@ -265,7 +270,8 @@ def _joined(build: Build, shape: Shape, candidates: Sequence[Record]) -> tuple[R
         raise InputError(shape.uid, "has labelled points but no splat" + why)
     rows = part_rows(_content(shape), shape)
     try:
-        return home, placed(rows[:, :3] @ TO_SPLAT.T, build.gaussians(home))
+        splat = read_ply_bytes(_read(build.splat(home)), build.splat(home), finite=False)  # `pack` judges the values
+        return home, placed(rows[:, :3] @ TO_SPLAT.T, splat)
     except ValueError as error:
         raise InputError(str(shape.file), f"cannot be brought onto its splat: {error}") from None
 
@@ -277,20 +283,20 @@ def _record(shape: Shape, values: dict[str, Any]) -> Record:
 
 def _content(shape: Shape) -> bytes:
     assert shape.file is not None
-    return _read(shape.file)
+    return _read(shape.file, MAX_BYTES)
 
 
 def _text(file: Place) -> str:
     try:
-        return _read(file).decode("utf-8-sig")
+        return _read(file, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(str(file), "is not text") from None
 
 
-def _read(file: Place) -> bytes:
+def _read(file: Place, limit: int | None = None) -> bytes:
     try:
-        if size_of(file) > MAX_BYTES:
-            raise InputError(str(file), f"has more than {MAX_BYTES >> 20} MiB")
+        if limit is not None and size_of(file) > limit:
+            raise InputError(str(file), f"has more than {limit >> 20} MiB")
         return file.read_bytes()
     except OSError as error:
         raise InputError(str(file), error.strerror or str(error)) from None

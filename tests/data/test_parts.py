@@ -101,6 +101,17 @@ def test_points_are_brought_onto_a_splat_whose_scale_and_place_are_unknown(scale
     assert p.error < APART / 2
 
 
+def test_gaussians_that_are_not_finite_do_not_move_the_points():
+    truth = surface(2000, 1)
+    splat = splat_of(surface(9000, 2))
+    spoilt = splat.means.clone()
+    spoilt[::50] = torch.tensor([float("nan"), 0, float("inf")])
+    p = placed(truth, splat.replace(means=spoilt))
+    assert abs(p.scale - 1) < 0.01 and np.abs(p.shift).max() < 0.005
+    with pytest.raises(ValueError, match="no finite Gaussian"):
+        placed(truth, splat.replace(means=spoilt * float("nan")))
+
+
 def test_points_of_another_object_are_told(caplog, benchmark_folder, tmp_path):
     rng = np.random.default_rng(0)
     ball = rng.normal(size=(2000, 3))
