@@ -140,4 +140,4 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
     for key, value in tensors.items():
         name, _, slot = key.rpartition("/")
         target = parameters[name]
-        optimizer.state[target][slot] = value.to(target.device) if slot != "step" else value
+        optimizer.state[target][slot] = value.to(target.device)

@@ -33,15 +33,23 @@ def from_mapping(cls: type[C], values: Any, path: str | Path = "configuration") 
         raise InputError(path, "; ".join(_explain(cls, e) for e in error.errors())) from None
 
 
-def from_yaml(cls: type[C], path: str | Path) -> C:
-    """Read a configuration from a YAML file (safe loader; nothing is executed)."""
+def from_yaml(cls: type[C], path: str | Path, over: C | None = None) -> C:
+    """Read a configuration from a YAML file (safe loader; nothing is executed).
+
+    over  where the file does not say, this configuration does; else the defaults
+    """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(path, "no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(path, error.strerror or str(error)) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(path, f"not readable as YAML: {' '.join(str(error).split())}") from None
-    return from_mapping(cls, values if values is not None else {}, path)
+    values = values if values is not None else {}
+    if over is not None and isinstance(values, dict):
+        values = _merged(over.model_dump(mode="json"), values)
+    return from_mapping(cls, values, path)
 
 
 def to_yaml(config: Config, path: str | Path) -> None:
@@ -54,6 +62,12 @@ def digest(*configs: Config | dict[str, Any]) -> str:
     """Twelve hex digits that change when any value of the configurations does."""
     plain = [c.model_dump(mode="json") if isinstance(c, Config) else c for c in configs]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Nested values of `above` over those of `below`."""
+    both = {k: _merged(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
+    return {**below, **above, **both}
 
 
 def _explain(cls: type[BaseModel], error: Any) -> str:

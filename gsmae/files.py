@@ -100,5 +100,7 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(path, "no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(path, error.strerror or str(error)) from None
+    except (ValueError, RecursionError) as error:
         raise InputError(path, f"not readable as JSON: {error}") from None

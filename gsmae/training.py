@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -13,15 +14,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from . import checkpoint
 from .batch import Batch
 from .config import Config
-from .errors import GsmaeError
+from .errors import GsmaeError, InputError
 from .files import sweep, write_aside, write_json
 from .progress import bar
 
@@ -31,29 +33,29 @@ log = logging.getLogger(__name__)
 class TrainConfig(Config):
     """How long, how fast and from which seed; defaults are the paper's pretraining."""
 
-    epochs: int = 300
+    epochs: Annotated[int, Field(ge=1)] = 300
     """passes over the training split"""
-    batch_size: int = 128
+    batch_size: Annotated[int, Field(ge=1)] = 128
     """objects per step"""
-    gaussians: int = 1024
+    gaussians: Annotated[int, Field(ge=1)] = 1024
     """Gaussians drawn from each object"""
-    lr: float = 1e-3
+    lr: Annotated[float, Field(ge=0)] = 1e-3
     """peak learning rate of AdamW"""
-    lr_end: float = 1e-6
+    lr_end: Annotated[float, Field(ge=0)] = 1e-6
     """learning rate at the end of the cosine"""
-    warmup_epochs: float = 10
+    warmup_epochs: Annotated[float, Field(ge=0)] = 10
     """epochs of linear warm-up"""
-    weight_decay: float = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """AdamW decay; none on biases, norms and tokens"""
-    clip: float = 0.0
+    clip: Annotated[float, Field(ge=0)] = 0.0
     """largest gradient norm, 0 = no clipping"""
-    val_every: int = 10
+    val_every: Annotated[int, Field(ge=1)] = 10
     """epochs between two looks at the validation split"""
-    save_every: int = 10
+    save_every: Annotated[int, Field(ge=1)] = 10
     """epochs between two checkpoints"""
-    keep: int = 2
+    keep: Annotated[int, Field(ge=1)] = 2
     """newest checkpoints that are kept, besides the best"""
-    queries: int = 2048
+    queries: Annotated[int, Field(ge=1)] = 2048
     """labelled surface points drawn from each object, for part segmentation"""
     augment: str = "default"
     """moves of data.augment.AUGMENTATIONS: default (turns about the vertical, scale, shift), paper, rotations, none"""
@@ -123,16 +125,32 @@ def train(
     Writes checkpoints, best.json, metrics.jsonl and TensorBoard events below `run`. SIGTERM and SIGINT save and raise
     Interrupted. A loss that is not finite skips the step; the third in a row raises GsmaeError.
     """
+    run, start = Path(run), time.monotonic()
+    with _only_trainer(run):
+        return _train(task, model, stream, val, config, run, header, device, start)
+
+
+def _train(
+    task: Task,
+    model: nn.Module,
+    stream: Stream,
+    val: Stream | None,
+    config: TrainConfig,
+    run: Path,
+    header: dict[str, Any],
+    device: str,
+    start: float,
+) -> TrainReport:
     from torch.utils.tensorboard import SummaryWriter
 
-    run, start = Path(run), time.monotonic()
-    run.mkdir(parents=True, exist_ok=True)
     sweep(run)
     model.to(device)
     optimizer = adamw(model, config)
     per_epoch = len(stream)
     total = per_epoch * config.epochs
     step, best = _resume(run, model, optimizer)
+    if best:
+        write_json(run / "best.json", best)  # a kill may have come between the checkpoint and this
     resumed = step
     journal = _Journal(run, step)
     writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
@@ -166,6 +184,8 @@ def train(
                     writer.add_scalar(f"val/{key}", value, step)
         # equal accuracies, of few objects for instance, are told apart by the loss
         score = [direction * metrics[name], -metrics.get("loss", 0.0)] if name in metrics else [float(step)]
+        metrics = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
+        score = [s if math.isfinite(s) else -1e30 for s in score]
         if not best or score > best["score"]:
             best = {"checkpoint": f"{checkpoint.PREFIX}{step:08d}", "step": step, "score": score, "metrics": metrics}
 
@@ -185,17 +205,18 @@ def train(
                     torch.manual_seed(step_seed(config.seed, step))
                     generator = torch.Generator(device).manual_seed(step_seed(config.seed, step))
                     loss, logs = task.loss(model, batch.to(device), generator)
-                if torch.isfinite(loss):
+                loss.backward()
+                norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
+                if torch.isfinite(loss) and torch.isfinite(norm):
                     bad = 0
-                    loss.backward()
-                    if config.clip:
-                        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
                     optimizer.step()
                 else:
                     bad += 1
                     for buffer, before in zip(model.buffers(), buffers, strict=True):
                         buffer.copy_(before)  # BatchNorm has already averaged over what was not finite
-                    log.warning("step %d: the loss is not finite, the step is skipped (%s)", step, batch.uids[:3])
+                    log.warning(
+                        "step %d: loss or gradient is not finite, the step is skipped (%s)", step, batch.uids[:3]
+                    )
                     if bad == 3:
                         raise GsmaeError(f"{run}: the loss was not finite in three steps up to {step}; lower the rate?")
                 optimizer.zero_grad(set_to_none=True)
@@ -230,6 +251,18 @@ def train(
         seconds=round(time.monotonic() - start, 1),
         resumed_from=resumed,
     )
+
+
+@contextmanager
+def _only_trainer(run: Path) -> Iterator[None]:
+    """Refuse a second process in the same run folder; the lock goes with the process, however it ends."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(run, "another process trains in this folder", "wait for it, or stop it") from None
+        yield
 
 
 def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
+import importlib.util
 import logging
 import time
 import traceback
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1
 VERSION = 1  # raise when the same configuration would give other splats
+NOT_THE_OBJECTS_FAULT = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE}
 FRAME = "z-up: an OBJ's (x, y, z) is (x, -z, y) here, as in the released splats"
 Parts = dict[str, dict[str, list[str]]]  # category -> part -> patterns of material and group names
 
@@ -69,6 +72,8 @@ def build(
     """
     root, out = Path(root), Path(out)
     start = time.monotonic()
+    if config.surface_distance and importlib.util.find_spec("open3d") is None:
+        raise GsmaeError("surface distances need Open3D: pip install 'gsmae[full]'")
     name = detect(root) if source == "auto" else source
     items = list(SOURCES[name](root))
     if limit:
@@ -76,7 +81,8 @@ def build(
     identity = digest(config, {"parts": parts or {}, "seed": seed, "version": VERSION})
     with _only_builder(out):
         _open(out, identity, config, parts or {}, name, root, seed)
-        strays = [] if limit else [_commit_stray(out, stray, root, identity, seed) for stray in skipped(root, name)]
+        taken = {item.uid for item in items}
+        strays = [] if limit else [_commit_stray(out, s, root, identity, seed, taken) for s in skipped(root, name)]
         old = {item.uid: finished(out, item, identity) for item in items}
         todo = [i for i in items if (r := old[i.uid]) is None or (retry and r["status"] == "failed")]
         records = {uid: record for uid, record in old.items() if record is not None}
@@ -85,6 +91,8 @@ def build(
         failed = sum(r["status"] == "failed" for r in records.values())
         work = partial(build_object, out=out, config=config, parts=parts or {}, identity=identity, seed=seed)
         for item, result in ENGINES[engine](work, todo, workers):
+            if isinstance(result, OSError) and result.errno in NOT_THE_OBJECTS_FAULT:
+                raise InputError(out, f"the build stopped: {result.strerror}", "run the same command when it is mended")
             if isinstance(result, Exception):
                 result = _commit_failure(out, item, identity, seed, "process", result)
             records[item.uid] = result
@@ -103,7 +111,7 @@ def build(
         seconds=round(time.monotonic() - start, 1),
         gaussians=sum(r["gaussians"] for r in good),
         psnr=round(sum(r["psnr"] for r in good) / len(good), 2) if good else 0.0,
-        failures=dict(Counter(f"{r['stage']}: {r['reason']}" for r in ours if r["status"] == "failed")),
+        failures=dict(Counter(_cause(r) for r in ours if r["status"] == "failed").most_common()),
     )
 
 
@@ -121,10 +129,20 @@ def build_object(
 
     start = time.monotonic()
     try:
+        found = item.path.stat()
         made = make(item, out, config, parts.get(item.category, {}), object_seed(seed, item.uid), entered)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NOT_THE_OBJECTS_FAULT:
+            raise
         return _commit_failure(out, item, identity, seed, stage, error)
-    record = {**_blank(item, identity, seed), "status": "done", **made, "seconds": round(time.monotonic() - start, 2)}
+    mesh = {"mesh_bytes": found.st_size, "mesh_mtime_ns": found.st_mtime_ns}
+    record = {
+        **_blank(item, identity, seed),
+        "status": "done",
+        **made,
+        **mesh,
+        "seconds": round(time.monotonic() - start, 2),
+    }
     write_json(_record(out, item), record)
     return record
 
@@ -132,8 +150,8 @@ def build_object(
 def finished(out: Path, item: MeshItem, identity: str) -> dict[str, Any] | None:
     """The record of an object that need not be built again, or None.
 
-    It counts when it was made with the same configuration from a mesh file of the same size and its splat is there in
-    full length; `gsmae check` compares hashes.
+    It counts when it was made with the same configuration from the same mesh file and its splat is there in full
+    length; `gsmae check` compares the splat's hash. A failure counts until the mesh changes.
     """
     path = _record(out, item)
     if not path.exists():
@@ -142,13 +160,28 @@ def finished(out: Path, item: MeshItem, identity: str) -> dict[str, Any] | None:
         record = read_json(path)
         if record["config_hash"] != identity:
             return None
+        if not _same_mesh(item, record):
+            return None
         if record["status"] == "failed":
             return record
-        splat = out / "splats" / f"{item.uid}.ply"
-        same = splat.stat().st_size == record["bytes"] and item.path.stat().st_size == record["mesh_bytes"]
-        return record if same else None
+        return record if (out / "splats" / f"{item.uid}.ply").stat().st_size == record["bytes"] else None
     except (InputError, KeyError, TypeError, OSError):
         return None
+
+
+def _cause(record: dict[str, Any]) -> str:
+    """Stage and reason without the file's own name, so that equal failures can be counted."""
+    return f"{record['stage']}: {record['reason'].removeprefix(record['mesh'] + ': ')}"
+
+
+def _same_mesh(item: MeshItem, record: dict[str, Any]) -> bool:
+    """Whether the mesh file is the recorded one: by size and time, and by hash where only the time differs."""
+    if not item.path.is_file():
+        return record["mesh_bytes"] == 0
+    found = item.path.stat()
+    if found.st_size != record["mesh_bytes"]:
+        return False
+    return found.st_mtime_ns == record["mesh_mtime_ns"] or sha256(item.path) == record["mesh_sha256"]
 
 
 def object_seed(seed: int, uid: str) -> int:
@@ -159,7 +192,8 @@ def object_seed(seed: int, uid: str) -> int:
 def _blank(item: MeshItem, identity: str, seed: int) -> dict[str, Any]:
     return {
         "schema": SCHEMA, "uid": item.uid, "category": item.category, "split": item.split, "status": "failed",
-        "reason": "", "stage": "", "mesh": str(item.path), "mesh_sha256": "", "mesh_bytes": 0, "mesh_to_splat": None,
+        "reason": "", "stage": "", "mesh": str(item.path), "mesh_sha256": "", "mesh_bytes": 0, "mesh_mtime_ns": 0,
+        "mesh_to_splat": None,
         "gaussians": 0, "psnr": None, "ssim": None, "psnr_val": None, "iterations": 0, "seconds": 0.0, "seed": seed,
         "config_hash": identity, "sha256": "", "bytes": 0, "part_names": [], "warnings": [],
     }  # fmt: skip
@@ -168,24 +202,30 @@ def _blank(item: MeshItem, identity: str, seed: int) -> dict[str, Any]:
 def _commit_failure(
     out: Path, item: MeshItem, identity: str, seed: int, stage: str, error: Exception
 ) -> dict[str, Any]:
+    done = finished(out, item, identity)
+    if done is not None and done["status"] == "done":
+        return done  # by another process, in the meantime
     known = isinstance(error, GsmaeError)
     reason = str(error) if known else f"{type(error).__name__}: {error}"
     record = {**_blank(item, identity, seed), "reason": reason, "stage": stage}
     if not known:
         record["traceback"] = "".join(traceback.format_exception(error))
     if item.path.is_file():
-        record |= {"mesh_sha256": sha256(item.path), "mesh_bytes": item.path.stat().st_size}
+        found = item.path.stat()
+        record |= {"mesh_sha256": sha256(item.path), "mesh_bytes": found.st_size, "mesh_mtime_ns": found.st_mtime_ns}
     (out / "splats" / f"{item.uid}.ply").unlink(missing_ok=True)
     write_json(_record(out, item), record)
     return record
 
 
-def _commit_stray(out: Path, stray: Skipped, root: Path, identity: str, seed: int) -> dict[str, Any]:
+def _commit_stray(out: Path, stray: Skipped, root: Path, identity: str, seed: int, taken: set[str]) -> dict[str, Any]:
     """A failed record for something in the collection that no source can read."""
     inside = stray.path.relative_to(root)
+    # its name may be that of an object beside it: a folder of textures, for instance
     name = "".join(c if c.isalnum() or c in "._-" else "_" for c in "_".join(inside.parts[1:]) or inside.name)
     category = inside.parts[0] if len(inside.parts) > 1 else ""
-    item = MeshItem(f"{category or 'skipped'}/{name}", stray.path, category, "")
+    uid = f"{category or 'skipped'}/{name}"
+    item = MeshItem(f"{uid}~" if uid in taken else uid, stray.path, category, "")
     record = {**_blank(item, identity, seed), "stage": "source", "reason": f"{stray.path}: {stray.reason}"}
     log.warning("%s", record["reason"])
     write_json(_record(out, item), record)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from pydantic import Field
 
 from gsmae.cli.verb import NO_PREFIX, Arguments, Flag, Outcome, parse, plain, preset
 from gsmae.files import read_json
@@ -30,9 +31,9 @@ class BuildArguments(Arguments):
     """JSON: category -> part -> patterns of material and group names; gives labelled points for segmentation"""
     engine: Literal["local"] = "local"
     """where the work is done"""
-    workers: int = os.cpu_count() or 1
+    workers: Annotated[int, Field(ge=0)] = len(os.sched_getaffinity(0))
     """objects side by side, one core each; 0 works inside this process"""
-    limit: int = 0
+    limit: Annotated[int, Field(ge=0)] = 0
     """only the first so many objects; 0 = all"""
     seed: int = 0
     """same seed, same bytes on the CPU"""
@@ -57,5 +58,7 @@ def build(argv: list[str]) -> Outcome:
         f"{report.done} of {report.objects} objects are splats in {report.out} "
         f"({report.already} were there before); {report.gaussians:,} Gaussians, {report.psnr:.2f} dB on test views"
     ]
-    lines += [f"failed ({count}): {reason}" for reason, count in report.failures.items()]
+    lines += [f"failed ({count}): {reason}" for reason, count in list(report.failures.items())[:20]]
+    if report.failed:
+        lines.append(f"records with reasons: {a.out}/records; --retry tries failed objects again")
     return Outcome(plain(report), 4 if report.failed else 0, a.as_json, lines)

@@ -13,6 +13,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from gsmae.errors import GsmaeError
+
 J = TypeVar("J")
 R = TypeVar("R")
 
@@ -52,6 +54,13 @@ def _pool(work: Callable[[J], R], waiting: list[J], workers: int, suspects: list
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(waiting)), mp_context=context, initializer=_start_worker)
     running: dict[Future, J] = {}
+    try:
+        pool.submit(int).result()
+    except BrokenProcessPool:
+        pool.shutdown()
+        raise GsmaeError(
+            "worker processes cannot start; a script that builds needs `if __name__ == '__main__':` around it"
+        ) from None
     try:
         while waiting or running:
             while waiting and len(running) < 2 * workers:

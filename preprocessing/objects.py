@@ -82,7 +82,6 @@ def make(
     write_ply(splat, result.gaussians)
     return {
         "mesh_sha256": mesh.sha256,
-        "mesh_bytes": item.path.stat().st_size,
         "mesh_to_splat": np.asarray(mesh.mesh_to_splat).tolist(),
         "gaussians": len(result.gaussians),
         "psnr": round(quality.psnr, 3),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from gsmae.config import Config
 
@@ -10,15 +12,15 @@ from gsmae.config import Config
 class FitConfig(Config):
     """How one object is optimised. Rates are for objects in the unit sphere."""
 
-    iterations: int = 700
+    iterations: Annotated[int, Field(ge=1)] = 700
     """optimisation steps, one view each"""
-    initial: int = 5000
+    initial: Annotated[int, Field(ge=1)] = 5000
     """Gaussians at the start, samples of the mesh surface"""
-    cap: int = 12000
+    cap: Annotated[int, Field(ge=1)] = 12000
     """most Gaussians at any time"""
-    sh_degree: int = 0
+    sh_degree: Annotated[int, Field(ge=0, le=3)] = 0
     """degree of the spherical harmonics, 0 to 3; the light is fixed in the world, so 0 serves matt objects"""
-    sh_every: int = 1000
+    sh_every: Annotated[int, Field(ge=1)] = 1000
     """steps after which one more degree of the harmonics is freed"""
     lr_means: float = 4e-3
     """rate of the centres at the start, in units of the object's radius"""
@@ -32,13 +34,13 @@ class FitConfig(Config):
     """rate of the logarithms of the scales"""
     lr_quats: float = 5e-3
     """rate of the quaternions"""
-    ssim_weight: float = 0.2
+    ssim_weight: Annotated[float, Field(ge=0, le=1)] = 0.2
     """share of 1 - SSIM in the loss; the rest is L1"""
-    grow_from: float = 0.05
+    grow_from: Annotated[float, Field(ge=0, le=1)] = 0.05
     """share of the schedule at which densification begins"""
-    grow_until: float = 0.6
+    grow_until: Annotated[float, Field(ge=0, le=1)] = 0.6
     """share of the schedule at which densification ends"""
-    grow_every: int = 50
+    grow_every: Annotated[int, Field(ge=1)] = 50
     """steps between two densifications"""
     grow_gradient: float = 8e-4
     """mean screen-space gradient (in units of half the picture) above which a Gaussian is cloned or split"""
@@ -46,15 +48,15 @@ class FitConfig(Config):
     """Gaussians larger than this are split, smaller ones cloned"""
     opacity_floor: float = 0.005
     """Gaussians fainter than this are removed at each densification"""
-    opacity_reset_every: int = 0
+    opacity_reset_every: Annotated[int, Field(ge=0)] = 0
     """steps between two resets of the opacities to 0.01; 0 = never"""
     prune_at: tuple[float, ...] = ()
     """shares of the schedule at which the least important Gaussians are removed"""
-    prune_share: float = 0.6
+    prune_share: Annotated[float, Field(ge=0, le=1)] = 0.6
     """share removed at each of these points (paper: 60 %)"""
-    val_every: int = 100
+    val_every: Annotated[int, Field(ge=1)] = 100
     """steps between two looks at the validation views"""
-    patience: int = 3
+    patience: Annotated[int, Field(ge=1)] = 3
     """looks without progress after which the fit stops early"""
     min_gain: float = 0.05
     """decibels on the validation views that count as progress"""
@@ -65,17 +67,17 @@ class BuildConfig(Config):
 
     rig: Literal["sphere", "paper", "paper_modelnet"] = "sphere"
     """training cameras: evenly over the sphere, or the paper's 72 (ShapeNet's from above; ModelNet's all around)"""
-    views: int = 72
+    views: Annotated[int, Field(ge=1)] = 72
     """training views"""
-    val_views: int = 4
+    val_views: Annotated[int, Field(ge=1)] = 4
     """views that decide when a fit stops"""
-    test_views: int = 8
+    test_views: Annotated[int, Field(ge=1)] = 8
     """views that only measure: neither trained on nor selected by"""
-    resolution: int = 400
+    resolution: Annotated[int, Field(ge=16)] = 400
     """width and height of the views in pixels"""
-    supersample: int = 2
+    supersample: Annotated[int, Field(ge=1)] = 2
     """samples per pixel and axis"""
-    surface_points: int = 4096
+    surface_points: Annotated[int, Field(ge=1)] = 4096
     """samples of the mesh surface kept beside the splat, with part labels where the mesh names its parts"""
     surface_distance: bool = False
     """also measure how far the centres lie from the mesh surface; needs Open3D (the extra `full`)"""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +48,7 @@ def surface_distance(gaussians: Gaussians, mesh: Mesh) -> dict[str, float]:
     Unsigned distances to the triangles, by Open3D's RaycastingScene. Raises GsmaeError where Open3D is missing.
     """
     try:
-        import open3d
+        open3d: Any = import_module("open3d")
     except ImportError:
         raise GsmaeError("surface distances need Open3D: pip install 'gsmae[full]'") from None
     scene = open3d.t.geometry.RaycastingScene()

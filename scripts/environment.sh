@@ -10,9 +10,12 @@ venv=${GSMAE_VENV:-$root/.venv}
 stamp=$(cat "$root"/pyproject.toml "$root"/setup.py "$root"/constraints.txt "$root"/csrc/* | cksum)
 
 if [[ ! -x $venv/bin/python ]]; then
+  if [[ -n $(ls -A "$venv" 2>/dev/null) && ! -e $venv/pyvenv.cfg ]]; then
+    echo "error: $venv is a folder, but not an environment; choose another GSMAE_VENV" >&2
+    exit 1
+  fi
   echo "Making an environment in $venv" >&2
   if ! "${PYTHON:-python3}" -m venv "$venv"; then
-    rm -rf "$venv"
     echo "error: ${PYTHON:-python3} cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2
     exit 1
   fi

@@ -5,8 +5,11 @@ Verbs are imported when they are called, so that `gsmae --help` answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
 import sys
+import threading
 from importlib import import_module
 
 from gsmae.errors import GsmaeError, nearest_name
@@ -57,6 +60,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"gsmae: unknown verb '{verb}': {nearest_name(verb, VERBS)}\n")
         return 2
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(name)s: %(message)s", handlers=[_BarFriendly()])
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)
     try:
         _ours()
         outcome = getattr(import_module(f"gsmae.cli.{VERBS[verb][0]}"), verb)(rest)
@@ -66,8 +71,17 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("stopped; run the same command again to go on\n")
         return 130
-    outcome.write()
+    except OSError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 3
+    with contextlib.suppress(BrokenPipeError):  # whoever reads may have read enough
+        outcome.write()
+        sys.stdout.flush()
     return outcome.code
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _help() -> str:

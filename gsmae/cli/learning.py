@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from importlib import metadata
@@ -16,6 +17,7 @@ from gsmae.config import Config, digest, from_mapping, from_yaml, to_yaml
 from gsmae.errors import InputError, nearest_name
 from gsmae.features import FeatureSpec
 from gsmae.files import read_json, write_json
+from gsmae.gaussians import WIDTH
 from gsmae.tasks import TASKS, Segment
 from gsmae.training import TrainConfig, train
 from gsmae.weights import load_weights
@@ -80,9 +82,10 @@ def pretrain(argv: list[str]) -> Outcome:
 def finetune(argv: list[str]) -> Outcome:
     """gsmae finetune classify|segment"""
     if not argv or argv[0] in ("-h", "--help"):
+        code = 0 if argv else 2
         lines = ["usage: gsmae finetune TASK DATA --out RUN [OPTIONS]      gsmae finetune TASK --help", ""]
         lines += [f"  {name:<10} {cls.__doc__}" for name, cls in FINETUNE.items()]
-        return Outcome({}, 0, False, lines)
+        return Outcome({}, code, False, lines)
     if argv[0] not in FINETUNE:
         return Outcome({}, 2, False, [f"gsmae finetune: unknown task '{argv[0]}': {nearest_name(argv[0], FINETUNE)}"])
     task = argv[0]
@@ -91,8 +94,21 @@ def finetune(argv: list[str]) -> Outcome:
     spec = init.spec if init else a.run.spec
     model = a.run.model
     if init:
-        model = model.model_copy(update={"encoder": init.model.encoder.config})
+        model = model.model_copy(update={"encoder": _inherited(a, task, init)})
     return _run(a, task, spec, model, init)
+
+
+def _inherited(a: Any, task: str, init: zoo.Trained) -> Any:
+    """The encoder of the run to begin with; flags that ask for another one, or for other features, are refused."""
+    usual, asked, found = recipes.RECIPES[task][a.recipe], a.run, init.model.encoder.config
+    if asked.spec not in (usual.spec, init.spec):
+        raise InputError(init.path, f"its features are {init.spec}, --spec asks for {asked.spec}", "leave --spec out")
+    wanted, default = asked.model.encoder, usual.model.encoder
+    rate = found.drop_path if wanted.drop_path == default.drop_path else wanted.drop_path
+    found = found.model_copy(update={"drop_path": rate})
+    if wanted.model_copy(update={"drop_path": rate}) not in (default.model_copy(update={"drop_path": rate}), found):
+        raise InputError(init.path, f"its encoder is {found}, --model asks for {wanted}", "leave --model.encoder out")
+    return found
 
 
 class EvaluateArguments(Arguments):
@@ -119,7 +135,8 @@ def evaluate(argv: list[str]) -> Outcome:
     found = zoo.load_trained(a.run)
     dataset = SplatDataset(a.data, split=a.split)
     _same_names(found, dataset, a.data)
-    kept = found.path.parent / f"evaluation_{a.split}.json"
+    run = found.path.parent if (found.path.parent / "run.json").exists() else found.path  # a converted one stands alone
+    kept = run / f"evaluation_{a.split}.json"
     identity = {"checkpoint": found.path.name, "data": dataset.fingerprint[:12], "split": a.split}
     if kept.exists() and not a.again:
         before = read_json(kept)
@@ -131,7 +148,7 @@ def evaluate(argv: list[str]) -> Outcome:
                 f"the test split was read before, by {before.get('checkpoint')} on {before.get('data')}",
                 "choose models on val; --again reads test once more",
             )
-    config = from_mapping(TrainConfig, found.state["train"], found.path / "state.json")
+    config = from_mapping(TrainConfig, found.state.get("train", {}), found.path / "state.json")
     device = _device(a.device)
     stream = _stream(dataset, found.spec, config, None, "all" if found.task == "segment" else None)
     with torch.no_grad():
@@ -148,7 +165,7 @@ def _parse(cls: type, verb: str, task: str, argv: list[str]) -> Any:
     run = recipes.RECIPES[task][name]
     for here, following in zip(argv, [*argv[1:], ""], strict=True):
         if here == "--config" or here.startswith("--config="):
-            run = from_yaml(type(run), here.partition("=")[2] or following)
+            run = from_yaml(type(run), here.partition("=")[2] or following, run)
     defaults = {k: f.default for k, f in cls.model_fields.items() if not f.is_required()}
     required = {k: tyro.MISSING for k, f in cls.model_fields.items() if f.is_required()}
     return parse(cls, verb, argv, cls.model_construct(**{**defaults, **required, "run": run}))
@@ -176,10 +193,9 @@ def _run(a: Any, name: str, spec: FeatureSpec, model_config: Any, init: zoo.Trai
         "task": name, "spec": spec.model_dump(mode="json"), "model": model_config.model_dump(mode="json"),
         "classes": list(dataset.class_names), "parts": _part_names(dataset),
         "data": {"path": str(a.data), "hash": dataset.fingerprint[:12]},
-        "init": str(init.path) if init else None, "versions": _versions(),
+        "init": str(init.path) if init else None,
+        "init_weights": init.state["sha256"]["weights.safetensors"] if init else None, "versions": _versions(),
     }  # fmt: skip
-    whole = type(a.run)(spec=spec, model=model_config, train=config)
-    _open_run(a.out, whole, header)
     if config.augment not in AUGMENTATIONS:
         raise InputError("train.augment", f"'{config.augment}'", nearest_name(config.augment, AUGMENTATIONS))
     queries = config.queries if name == "segment" else None
@@ -188,8 +204,10 @@ def _run(a: Any, name: str, spec: FeatureSpec, model_config: Any, init: zoo.Trai
         "train": _stream(dataset, spec, config, AUGMENTATIONS[config.augment], queries, drop_last=drop),
         "val": _stream(sets["val"], spec, config, None, queries and "all"),
     }
+    _open_run(a.out, type(a.run)(spec=spec, model=model_config, train=config), header)
     report = train(task, model, streams["train"], streams["val"], config, a.out, header, device)
-    write_json(a.out / "summary.json", plain(report))
+    if report.steps > report.resumed_from or not (a.out / "summary.json").exists():
+        write_json(a.out / "summary.json", plain(report))
     numbers = {k: round(v, 4) for k, v in report.metrics.items() if isinstance(v, float)}
     lines = [
         f"{report.run}: {report.steps} steps, {report.trained_parameters:,} of {report.parameters:,} parameters "
@@ -200,9 +218,15 @@ def _run(a: Any, name: str, spec: FeatureSpec, model_config: Any, init: zoo.Trai
 
 
 def _stream(dataset: Any, spec: FeatureSpec, config: TrainConfig, augment: Any, queries: Any, **more: Any) -> Any:
-    """Batches of one split: shuffled and moved where `augment` is given, else every object once in a fixed order."""
+    """Batches of one split: shuffled and moved where `augment` is given, else every object once in a fixed order.
+
+    A split that would fill half of the memory is read as it is needed.
+    """
     from data.streams import batches
 
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 4 * WIDTH * int(dataset.counts.sum()) > memory / 2:
+        more = {"resident": False, "workers": 2, **more}
     return batches(
         dataset, spec, batch_size=config.batch_size, gaussians=config.gaussians, seed=config.seed,
         shuffle=augment is not None, augment=augment, queries=queries, **more,
@@ -229,7 +253,7 @@ def _task(name: str, dataset: Any) -> Any:
 def _same_names(found: zoo.Trained, dataset: Any, path: Path) -> None:
     for what, ours in (("classes", dataset.class_names), ("parts", _part_names(dataset))):
         theirs = found.state.get(what, [])
-        if found.task != "pretrain" and list(ours) != list(theirs):
+        if found.task != "pretrain" and theirs and list(ours) != list(theirs):
             raise InputError(
                 path, f"its {what} {list(ours)[:5]}... are not those of {found.path}: {list(theirs)[:5]}..."
             )
@@ -238,7 +262,7 @@ def _same_names(found: zoo.Trained, dataset: Any, path: Path) -> None:
 def _open_run(run: Path, config: Config, header: dict[str, Any]) -> None:
     """config.yaml, command and versions into the run; a run of another configuration is not touched."""
     identity = digest(
-        config, {k: header[k] for k in ("task", "classes", "parts", "init")} | {"data": header["data"]["hash"]}
+        config, {k: header[k] for k in ("task", "classes", "parts", "init_weights")} | {"data": header["data"]["hash"]}
     )
     path = run / "run.json"
     if path.exists() and (before := read_json(path).get("config_hash")) != identity:

@@ -43,13 +43,23 @@ def reconstruct(argv: list[str]) -> Outcome:
     trained = zoo.load_trained(a.run)
     if not isinstance(trained.model, GaussianMAE):
         raise InputError(trained.path, f"is a '{trained.task}' run", "only a pretrained run can reconstruct")
+    names = [file.stem for file in a.splats]
+    for file in a.splats:
+        if names.count(file.stem) > 1:
+            raise InputError(file, "another of the splats has the same name", "reconstruct them into two folders")
+    failed = {}
     for file in bar("reconstruct", "splat", a.splats):
-        made = reconstruct_splat(trained.model, read_ply(file), a.seed)
+        try:
+            made = reconstruct_splat(trained.model, read_ply(file), a.seed)
+        except (GsmaeError, ValueError) as error:
+            failed[str(file)] = str(error)
+            continue
         for name in ("input", "visible", "predicted"):
             write_ply(a.out / f"{file.stem}_{name}.ply", getattr(made, name))
         with write_aside(a.out / f"{file.stem}.png") as temporary:
             picture(made, a.size).save(temporary, format="PNG")
-    return Outcome({"out": str(a.out), "splats": len(a.splats)}, 0, a.as_json)
+    summary = {"out": str(a.out), "splats": len(a.splats) - len(failed), "failed": failed}
+    return Outcome(summary, 4 if failed else 0, a.as_json)
 
 
 class EmbedArguments(Arguments):
@@ -70,7 +80,7 @@ def embed(argv: list[str]) -> Outcome:
 
     a = parse(EmbedArguments, "embed", argv)
     encoder = zoo.load(a.run)
-    files = [f for path in a.splats for f in (sorted(path.rglob("*.ply")) if path.is_dir() else [path])]
+    files = [f for path in a.splats for f in (_splats(path) if path.is_dir() else [path])]
     if not files:
         raise InputError(a.splats[0], "no .ply below this folder")
     rows, failed = [], {}
@@ -91,6 +101,11 @@ def embed(argv: list[str]) -> Outcome:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
     summary = {"out": str(a.out), "splats": len(rows), "width": len(rows[0]["vector"]), "failed": failed}
     return Outcome(summary, 4 if failed else 0, a.as_json)
+
+
+def _splats(folder: Path) -> list[Path]:
+    """The .ply below a folder, without what an interrupted writer left."""
+    return sorted(path for path in folder.rglob("*.ply") if not path.name.startswith("."))
 
 
 class ConvertArguments(Arguments):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from gsmae.config import Config
-from gsmae.errors import GsmaeError, nearest_name
+from gsmae.errors import nearest_name
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A switch: --name, without a --no-name"""
@@ -57,14 +57,16 @@ def parse(cls: type[A], verb: str, argv: list[str], default: A | None = None) ->
 
 
 def preset(argv: list[str], flag: str, known: dict[str, Any], fallback: str) -> str:
-    """The value of one flag, read before the rest because it decides the defaults of the rest."""
+    """The value of one flag, read before the rest because it decides the defaults of the rest; the last one counts."""
+    value = fallback
     for here, following in zip(argv, [*argv[1:], ""], strict=True):
         name = here.split("=", 1)[1] if here.startswith(flag + "=") else following if here == flag else None
         if name is not None:
             if name not in known:
-                raise GsmaeError(f"{flag} {name}: {nearest_name(name, known)}")
-            return name
-    return fallback
+                sys.stderr.write(f"gsmae: {flag} {name}: {nearest_name(name, known)}\n")
+                raise SystemExit(2)
+            value = name
+    return value
 
 
 def plain(value: Any) -> Any:

@@ -9,7 +9,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +25,7 @@ OBJECTS = ("chair/deckChair", "container/dustbin", "cabinet/glassDoorCabinet", "
 
 def cast(mesh: Mesh, cameras: Cameras) -> np.ndarray:
     """What Open3D's embree needs for one ray a pixel, shading left out: [V, H, W] whether something was hit."""
-    import open3d
-
+    open3d: Any = import_module("open3d")
     scene = open3d.t.geometry.RaycastingScene()
     scene.add_triangles(open3d.core.Tensor(mesh.vertices), open3d.core.Tensor(mesh.faces.astype(np.uint32)))
     hits = []

@@ -35,6 +35,11 @@ def test_configurations_are_values():
         Outer().rate = 3  # type: ignore[misc]
 
 
+def test_what_a_file_does_not_say_comes_from_the_configuration_below_it(tmp_path):
+    (tmp_path / "c.yaml").write_text("rate: 0.5\n")
+    assert from_yaml(Outer, tmp_path / "c.yaml", Outer(inner=Inner(depth=3))) == Outer(inner=Inner(depth=3), rate=0.5)
+
+
 @pytest.mark.parametrize("text", ["a: [1", "!!python/object/apply:os.system ['true']", "- 1\n- 2\n"])
 def test_broken_or_hostile_yaml_is_an_error_that_names_the_file(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)

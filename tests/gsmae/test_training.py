@@ -167,10 +167,39 @@ def test_a_kill_loses_at_most_what_came_after_the_last_checkpoint(tmp_path):
 
 def test_a_loss_that_is_not_finite_skips_the_step_and_three_in_a_row_stop_the_run(tmp_path, caplog):
     model, report = run_toy(tmp_path / "two", stream=Stream(poison=(9, 10)))
-    assert report.steps == 32 and caplog.text.count("is not finite") == 2
+    assert report.steps == 32 and caplog.text.count("not finite, the step") == 2
     assert all(torch.isfinite(v).all() for v in model.state_dict().values())
     with pytest.raises(GsmaeError, match="three steps up to 11"):
         run_toy(tmp_path / "three", stream=Stream(poison=(9, 10, 11)))
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path):
+    class Steep(Toy):
+        def loss(self, model, batch, generator):
+            loss, logs = super().loss(model, batch, generator)
+            weight = model[0].weight
+            steep = (0 * weight[0, 0]).sqrt()  # zero; its gradient is not finite
+            return loss + steep if len(self.modes) == 5 else loss, logs
+
+    model, report = run_toy(tmp_path / "run", task=Steep())
+    assert report.steps == 32 and all(torch.isfinite(v).all() for v in model.state_dict().values())
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    import fcntl
+
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(GsmaeError, match="another process trains"):
+            run_toy(tmp_path)
+
+
+def test_a_kill_between_the_checkpoint_and_best_json_is_mended(tmp_path):
+    run_toy(tmp_path / "run")
+    best = (tmp_path / "run" / "best.json").read_text()
+    (tmp_path / "run" / "best.json").write_text(best.replace("step_", "stale_"))
+    run_toy(tmp_path / "run")
+    assert (tmp_path / "run" / "best.json").read_text() == best
 
 
 def test_old_checkpoints_are_thinned_but_the_best_stays(tmp_path):

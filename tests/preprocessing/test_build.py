@@ -1,5 +1,6 @@
 """Building from real meshes, and from bad ones, with fits of seconds."""
 
+import errno
 import json
 import os
 import shutil
@@ -140,12 +141,47 @@ def test_a_second_run_builds_only_what_is_missing(meshes, tmp_path):
     assert all(p.stat().st_mtime_ns == t for p, t in stamps.items() if p != lost)
 
 
-def test_failed_objects_are_tried_again_only_when_asked(meshes, tmp_path):
+def test_failed_objects_are_tried_again_when_asked_or_when_their_mesh_was_mended(meshes, tmp_path):
     (meshes / "table" / "hollow.obj").write_bytes(b"")
     assert build(meshes, tmp_path / "out", MICRO, workers=0).failed == 1
+    assert build(meshes, tmp_path / "out", MICRO, workers=0).already == 4
+    assert build(meshes, tmp_path / "out", MICRO, workers=0, retry=True).already == 3
     shutil.copy(meshes / "chair" / "foldingChair" / "models" / "foldingChair.obj", meshes / "table" / "hollow.obj")
-    assert build(meshes, tmp_path / "out", MICRO, workers=0).failed == 1
-    assert build(meshes, tmp_path / "out", MICRO, workers=0, retry=True).done == 4
+    assert build(meshes, tmp_path / "out", MICRO, workers=0).done == 4
+
+
+def test_another_mesh_of_the_same_size_is_not_taken_for_done(meshes, tmp_path):
+    build(meshes, tmp_path / "out", MICRO, workers=0)
+    mesh = meshes / "table" / "table" / "models" / "table.obj"
+    content = mesh.read_bytes()
+    mesh.write_bytes(content.replace(b"0", b"1", 1))
+    assert build(meshes, tmp_path / "out", MICRO, workers=0).already == 2
+    mesh.touch()
+    assert build(meshes, tmp_path / "out", MICRO, workers=0).already == 3  # only the time is new
+
+
+def test_a_folder_of_the_same_name_beside_a_mesh_does_not_stand_in_its_way(meshes, tmp_path):
+    folder = meshes / "table" / "flat"
+    folder.mkdir()
+    (folder / "drawing.blend").write_bytes(b"x")
+    shutil.copy(meshes / "chair" / "foldingChair" / "models" / "foldingChair.obj", meshes / "table" / "flat.obj")
+    for _ in range(2):
+        report = build(meshes, tmp_path / "out", MICRO, workers=0)
+        assert report.done == 4
+        assert read_json(tmp_path / "out" / "records" / "table" / "flat.json")["status"] == "done"
+
+
+def test_a_full_disk_stops_the_build_and_blames_no_object(meshes, tmp_path, monkeypatch):
+    from preprocessing import objects
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken, pytest.raises(InputError, match="No space left"):
+        broken.setattr(objects, "write_ply", full)
+        build(meshes, tmp_path / "out", MICRO, workers=0)
+    assert not list((tmp_path / "out" / "records").rglob("*.json"))
+    assert build(meshes, tmp_path / "out", MICRO, workers=0).done == 3
 
 
 def test_a_folder_of_another_configuration_is_not_touched(meshes, tmp_path):
