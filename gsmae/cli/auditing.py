@@ -7,6 +7,8 @@ from typing import Annotated
 
 import tyro
 
+from gsmae.errors import GsmaeError
+
 from .verb import Arguments, Outcome, parse, plain
 
 
@@ -30,6 +32,8 @@ def audit(argv: list[str]) -> Outcome:
     from data.audit import audit as audit_paths
 
     a = parse(AuditArguments, "audit", argv)
+    if not a.paths:
+        raise GsmaeError("nothing to audit: name a build, a pack, a folder or zip of splats, or lists")
     report = audit_paths(a.paths, a.lists, progress=True)
     splits = ", ".join(f"{split} {count:,}" for split, count in report.splits.items() if count) or "no splits"
     lines = [f"{report.objects:,} objects, {report.ids:,} ids, {report.categories} categories; {splits}"]

@@ -125,6 +125,10 @@ def test_a_clean_build_and_its_pack_are_clean(make_build, tmp_path, capsys):
     assert capsys.readouterr().out.endswith("train 1, test 1\nnothing found\n")
 
 
+def test_nothing_to_audit_is_not_a_clean_bill(capsys):
+    assert main(["audit"]) == 3 and "nothing to audit" in capsys.readouterr().err
+
+
 def test_two_packs_are_compared_with_each_other(make_build, tmp_path):
     pack(make_build("a").add("chair/1", seed=3).add("chair/2", seed=4).path, tmp_path / "pa")
     pack(make_build("b").add("sofa/1", "test", seed=3).path, tmp_path / "pb")
