@@ -17,8 +17,10 @@ from gsmae.errors import InputError, nearest_name
 from gsmae.files import sha256
 from gsmae.gaussians import Gaussians
 
-from .packs import PACK, Index, read_index, read_pack
+from .packs import PACK, read_columns, read_pack
 from .shardfile import Shard
+
+COLUMNS = ("uid", "category", "split", "gaussians", "points", "shard", "row")
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class SplatDataset:
         self.path, self.split = Path(path), split
         self.info = read_pack(self.path)
         self.fingerprint = sha256(self.path / PACK)
-        index = read_index(self.path, self.info)
+        index = read_columns(self.path, self.info, COLUMNS)
         self.class_names = _classes(self.path, self.info.class_names, classes)
         self.part_names = {c: self.info.part_names[c] for c in self.class_names if self.info.part_names.get(c)}
         sizes = [len(names) for names in self.part_names.values()]
@@ -96,18 +98,18 @@ class SplatDataset:
         self.part_offsets = dict(zip(self.part_names, starts, strict=False))
         self.n_parts = int(starts[-1])
         lookup = {name: i for i, name in enumerate(self.class_names)}
-        labels = np.array([lookup.get(category, -1) for category in index.category.tolist()], dtype=np.int64)
+        labels = np.array([lookup.get(category, -1) for category in index["category"].tolist()], dtype=np.int64)
         chosen = labels >= 0
         if split is not None:
-            chosen &= index.split == split
+            chosen &= index["split"] == split
             if not chosen.any():
-                raise _no_split(self.path, index, split, classes)
+                raise _no_split(self.path, index["split"], split, classes)
         chosen = np.flatnonzero(chosen)
-        self.uids: tuple[str, ...] = tuple(index.uid[chosen].tolist())
+        self.uids: tuple[str, ...] = tuple(index["uid"][chosen].tolist())
         self.categories: tuple[str, ...] = tuple(self.class_names[i] for i in labels[chosen].tolist())
         self.labels = labels[chosen]
-        self.counts, self.point_counts = index.gaussians[chosen], index.points[chosen]
-        self._place = np.stack([index.shard[chosen], index.row[chosen]], axis=1).astype(np.int64)
+        self.counts, self.point_counts = index["gaussians"][chosen], index["points"][chosen]
+        self._place = np.stack([index["shard"][chosen], index["row"][chosen]], axis=1).astype(np.int64)
         self._shards: dict[int, Shard] = {}
         self._open: OrderedDict[int, Shard] = OrderedDict()  # the one used last is last
         self.resident, self.cache = resident, cache
@@ -203,9 +205,9 @@ def _classes(path: Path, known: tuple[str, ...], wanted: Sequence[str] | None) -
     return tuple(sorted(set(wanted)))
 
 
-def _no_split(path: Path, index: Index, split: str, classes: Sequence[str] | None) -> InputError:
+def _no_split(path: Path, splits: np.ndarray, split: str, classes: Sequence[str] | None) -> InputError:
     """The error for a split without objects: says which have some."""
-    names, counts = np.unique(index.split, return_counts=True)
+    names, counts = np.unique(splits, return_counts=True)
     there = ", ".join(f"{name} ({count})" for name, count in zip(names, counts, strict=True))
     of = f" of the classes {', '.join(classes)}" if classes is not None else ""
     if split not in ("train", "val", "test"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -177,19 +178,27 @@ def read_pack(path: str | Path) -> PackInfo:
 
 def read_index(path: str | Path, info: PackInfo) -> Index:
     """Read and check index.parquet: its hash, its columns, and that every row lies in a shard that exists."""
+    return Index(**read_columns(path, info, tuple(TYPES)))
+
+
+def read_columns(path: str | Path, info: PackInfo, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Some columns of index.parquet, checked as by `read_index`; all of them are 1 kB an object for a while."""
     file = Path(path) / info.index.file
     if not file.is_file():
         raise InputError(file, "is missing", "copy the whole pack folder, or pack again")
     if sha256(file) != info.index.sha256:
         raise InputError(file, "differs from its hash in pack.json", "copy it again, or pack again")
     try:
-        table = pq.read_table(file)
+        table = pq.read_table(file, columns=[*{*names, "shard", "row"}])
+        schema = pq.read_schema(file)
     except (pa.ArrowException, OSError) as error:
         raise InputError(file, f"not readable as Parquet: {error}", "pack again") from None
-    if table.schema.names != list(TYPES) or any(table.schema.field(n).type != t for n, t in TYPES.items()):
-        raise InputError(file, f"has columns {table.schema.names}", "pack again with this version")
-    index = Index(**{name: table[name].to_numpy() for name in TYPES})
-    shards = len(info.shards)
-    if len(index) != info.objects or ((index.shard < 0) | (index.shard >= shards)).any() or (index.row < 0).any():
+    if schema.names != list(TYPES) or any(schema.field(n).type != t for n, t in TYPES.items()):
+        raise InputError(file, f"has columns {schema.names}", "pack again with this version")
+    shard, row = table["shard"].to_numpy(), table["row"].to_numpy()
+    if len(row) != info.objects or ((shard < 0) | (shard >= len(info.shards))).any() or (row < 0).any():
         raise InputError(file, "does not agree with pack.json", "pack again")
-    return index
+    columns = {name: table[name].to_numpy() for name in names}
+    del table
+    pa.default_memory_pool().release_unused()
+    return columns
