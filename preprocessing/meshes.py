@@ -12,10 +12,10 @@ from gsmae.errors import InputError
 from gsmae.files import sha256
 
 from .formats import READERS, Assets, RawMesh
+from .formats.assets import Limits
 from .sources import MeshItem
 from .textures import is_cutout, pyramid
 
-MAX_FACES = 20_000_000
 MAX_BYTES = 4 << 30  # of a mesh file
 
 # What takes each file's up axis to z, as rows of a rotation. From y: (x, y, z) -> (x, -z, y), as in the released
@@ -71,11 +71,14 @@ class Mesh:
         return np.array([is_cutout(image) for image in self.textures], dtype=bool)
 
 
-def load_mesh(item: MeshItem | str | Path, root: str | Path | None = None, up: str | None = None) -> Mesh:
+def load_mesh(
+    item: MeshItem | str | Path, root: str | Path | None = None, up: str | None = None, limits: Limits | None = None
+) -> Mesh:
     """Read a mesh file and what it names, check it, and bring it to the splats' frame.
 
     root  folder that material libraries and textures must lie in; default: `formats.assets.object_folder`
     up    "x", "y" or "z" where the file's up axis is not the one of its format (see ROTATIONS)
+    limits  of faces and textures; a larger object is refused
 
     Raises InputError, naming file, cause and cure, for a file that is missing, empty, truncated, not of its format, or
     whose triangles are none, too many, not finite, or without any area.
@@ -91,12 +94,11 @@ def load_mesh(item: MeshItem | str | Path, root: str | Path | None = None, up: s
         raise InputError(path, "the file is empty")
     if size > MAX_BYTES:
         raise InputError(path, f"{size / 2**30:.1f} GB; mesh files may have {MAX_BYTES >> 30} GB")
-    assets = Assets(path, None if root is None else Path(root))
+    assets = Assets(path, None if root is None else Path(root), limits)
     raw = reader(path, assets)
     if len(raw.faces) == 0:
         raise InputError(path, "contains no faces", "point clouds and curves have no surface to show")
-    if len(raw.faces) > MAX_FACES:
-        raise InputError(path, f"{len(raw.faces)} faces; at most {MAX_FACES}", "simplify the mesh")
+    assets.count_faces(len(raw.faces))
     vertices, faces, transform = _normalise(path, raw, ROTATIONS[up if up is not None else raw.up])
     texture, textures, uvs = _textures(raw)
     return Mesh(

@@ -6,6 +6,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,21 @@ from gsmae.errors import InputError
 
 MAX_BYTES = 64 << 20  # of one referenced file
 MAX_BUFFER = 2 << 30  # of one that holds a mesh's numbers
-MAX_SIDE = 8192  # pixels of a texture
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TGA")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large an object may be before it is refused, which is before it is read as far as that can be told.
+
+    faces   triangles; each takes about 0.3 kB of memory while a binary file is read, 0.5 kB of a text
+    side    pixels of a texture's longer side
+    texels  pixels of all textures together; each takes 10 bytes
+    """
+
+    faces: int = 20_000_000
+    side: int = 8192
+    texels: int = 1 << 27
 
 
 def object_folder(path: Path) -> Path:
@@ -34,11 +48,12 @@ class Assets:
 
     A name counts from the mesh's folder; backslashes separate folders too, case is ignored where the exact name is
     missing, and the last part of the name is tried in the mesh's folder, for paths of the maker's machine. What could
-    not be used is told in `warnings`.
+    not be used is told in `warnings`; what is larger than `limits` is an InputError.
     """
 
-    def __init__(self, path: Path, root: Path | None = None):
-        self.path = path
+    def __init__(self, path: Path, root: Path | None = None, limits: Limits | None = None):
+        self.path, self.limits = path, limits or Limits()
+        self._texels = 0
         self.folder = path.absolute().parent.resolve()
         self.root = (root if root is not None else object_folder(path)).resolve()
         self.warnings: list[str] = []
@@ -79,21 +94,40 @@ class Assets:
         return self._bytes(path, MAX_BUFFER if buffer else MAX_BYTES)
 
     def image(self, name: str, owner: str) -> np.ndarray | None:
-        """A texture as [h, w, 4] uint8, or None and a warning; `owner` is the file that names it.
-
-        Raises InputError for a texture of more than 8192 pixels a side.
-        """
+        """A texture as [h, w, 4] uint8, or None and a warning; `owner` is the file that names it."""
         path = self.find(name)
         if path is None:
             self.warn(f"texture {name} named by {owner} {self.absence(name)}; its material's colour is used")
             return None
         if path not in self._images:
             try:
-                self._images[path] = decode(self._bytes(path, MAX_BYTES), path)
+                self._images[path] = self.decode(self._bytes(path, MAX_BYTES), path)
             except (OSError, ValueError, SyntaxError) as error:
                 self.warn(f"texture {name} named by {owner} is not readable ({error}); its material's colour is used")
                 self._images[path] = None
         return self._images[path]
+
+    def decode(self, data: bytes, path: Path) -> np.ndarray:
+        """An encoded picture as [h, w, 4] uint8; OSError or ValueError where it is none of an allowed format.
+
+        path  the file that it is of, for messages
+        """
+        with _bombs_are_errors(path):
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            width, height = picture.size
+            if max(picture.size) > self.limits.side:
+                cause = f"a texture of {width} x {height} pixels; at most {self.limits.side} a side"
+                raise InputError(path, cause, "make it smaller")
+            self._texels += width * height
+            if self._texels > self.limits.texels:
+                cause = f"textures of more than {self.limits.texels >> 20} megapixels together"
+                raise InputError(self.path, cause, "make them smaller")
+            return _rgba(picture)
+
+    def count_faces(self, count: int) -> None:
+        """InputError where a mesh of so many faces is too large; readers call it as soon as they know."""
+        if count > self.limits.faces:
+            raise InputError(self.path, f"{count} faces; at most {self.limits.faces}", "simplify the mesh")
 
     def warn(self, text: str) -> None:
         """Remember a warning once."""
@@ -107,23 +141,11 @@ class Assets:
         return path.read_bytes()
 
 
-def decode(data: bytes, path: Path) -> np.ndarray:
-    """An encoded picture of an allowed format as [h, w, 4] uint8; OSError or ValueError where it is not one."""
-    with _bombs_are_errors(path):
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
-        return rgba(picture, path)
-
-
-def rgba(picture: Image.Image, path: Path) -> np.ndarray:
-    """A Pillow image, possibly not yet decoded, as [h, w, 4] uint8; `path` is named where it is too large."""
-    if picture.format is not None and picture.format not in FORMATS:
-        raise ValueError(f"{picture.format} pictures are not read")
-    if max(picture.size) > MAX_SIDE:
-        raise InputError(path, f"a texture of {picture.width} x {picture.height} pixels; at most {MAX_SIDE} a side")
-    with _bombs_are_errors(path):
-        if picture.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip instead of scale
-            picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
-        out = np.array(picture.convert("RGBA"))
+def _rgba(picture: Image.Image) -> np.ndarray:
+    """A picture, unpacked, as [h, w, 4] uint8."""
+    if picture.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip instead of scale
+        picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
+    out = np.array(picture.convert("RGBA"))
     if out[..., 3].max(initial=0) == 0:  # an alpha channel that nobody filled in
         out[..., 3] = 255
     return out

@@ -17,7 +17,7 @@ import numpy as np
 from gsmae.errors import InputError
 
 from .assets import Assets
-from .pieces import MAX_FACES, Piece, merge, mirrored, rotation
+from .pieces import Piece, merge, mirrored, rotation
 from .polygons import fan, strip, triangulate
 from .raw import GREY, WHITE, Material, RawMesh, numbers
 
@@ -73,7 +73,7 @@ class _Document:
             self.refer(scene.get("url")) if scene is not None else self.root.find("library_visual_scenes/visual_scene")
         )
         stack = [(node, np.eye(4), "") for node in reversed(top.findall("node"))] if top is not None else []
-        room = MAX_FACES
+        faces = 0  # so far: a geometry that is placed often counts as often
         for _ in range(MAX_NODES):
             if not stack:
                 return
@@ -87,9 +87,8 @@ class _Document:
                 bound = {m.get("symbol"): m.get("target") for m in instance.iter("instance_material")}
                 geometry, bind = self.geometry(instance)
                 for shape in self.shape(geometry):
-                    room -= len(shape.faces)
-                    if room < 0:
-                        raise InputError(self.path, f"more than {MAX_FACES} faces", "simplify the scene")
+                    faces += len(shape.faces)
+                    self.assets.count_faces(faces)
                     yield self.piece(shape, matrix @ bind, bound.get(shape.symbol), name)
         raise InputError(self.path, f"more than {MAX_NODES} nodes, or nodes inside themselves", "simplify the scene")
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from gsmae.errors import InputError
 
-from .assets import Assets, decode
+from .assets import Assets
 from .gltf_data import Container
-from .pieces import MAX_FACES, Piece, merge, mirrored
+from .pieces import Piece, merge, mirrored
 from .polygons import fan, strip
 from .raw import GREY, WHITE, Material, RawMesh
 
@@ -43,7 +43,7 @@ class _Scene:
         self.file, self.json = container, container.json
         self.materials: dict[Any, Material] = {}
         self.pictures: dict[int, np.ndarray | None] = {}
-        self.room = MAX_FACES
+        self.faces = 0  # so far: a mesh that is placed often counts as often
         self.worlds: dict[int, np.ndarray] = {}  # matrix of each node of the scene
 
     def pieces(self) -> Iterator[Piece]:
@@ -93,9 +93,8 @@ class _Scene:
         if len(index) and index.max() >= len(points):
             raise self.file.damaged(f"a face names vertex {index.max()} of {len(points)}")
         faces = self._triangles(index, primitive.get("mode", 4))
-        self.room -= len(faces)
-        if self.room < 0:
-            raise self.file.damaged(f"more than {MAX_FACES} faces", "simplify the scene")
+        self.faces += len(faces)
+        self.file.assets.count_faces(self.faces)
         world = self.worlds[number][None]
         if "skin" in node and "JOINTS_0" in attributes:
             world = self._skin(node["skin"], attributes, len(points))
@@ -221,7 +220,7 @@ class _Scene:
 
     def _decode(self, data: bytes, name: str) -> np.ndarray | None:
         try:
-            return decode(data, self.file.path)
+            return self.file.assets.decode(data, self.file.path)
         except (OSError, ValueError, SyntaxError) as error:
             self.file.assets.warn(f"texture of material {name} is not readable ({error}); its colour is used")
             return None

@@ -6,6 +6,7 @@ texture coordinates of faces in mixed chunks and every library after the first, 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -17,7 +18,9 @@ from gsmae.errors import InputError
 from .assets import Assets
 from .mtl import read_mtl
 from .polygons import triangulate
-from .raw import GREY, WHITE, Material, RawMesh, numbers, unit_range
+from .raw import GREY, WHITE, Material, RawMesh, blocks, numbers, unit_range
+
+LINE = re.compile(r"[^\r\n]+")
 
 
 @dataclass
@@ -39,14 +42,10 @@ def read_obj(path: Path, assets: Assets) -> RawMesh:
 
     Raises InputError for a file that does not parse or whose faces name vertices that it does not have.
     """
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
-    lines = _sort_lines(text)
+    lines = _sort_lines(_text(path.read_bytes()))
+    assets.count_faces(len(lines.f))
     table, colors = _vertices(path, lines.v)
-    sizes, corners = _corners(path, lines)
+    sizes, corners = _corners(path, lines.f)
     position = _checked(path, corners[:, 0], len(table), "vertex", required=True)
     corner, polygon = triangulate(table[position], sizes)
     if narrow := int((sizes < 3).sum()):
@@ -74,6 +73,14 @@ def read_obj(path: Path, assets: Assets) -> RawMesh:
     )
 
 
+def _text(data: bytes) -> str:
+    wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    try:
+        return data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
 def _sort_lines(text: str) -> _Lines:
     """One pass over the text."""
     out = _Lines()
@@ -81,8 +88,8 @@ def _sort_lines(text: str) -> _Lines:
     state = None
     if "\\" in text:
         text = text.replace("\\\r\n", " ").replace("\\\n", " ")
-    for line in text.splitlines():
-        word = line.split(None, 1)
+    for line in LINE.finditer(text):
+        word = line.group().split(None, 1)
         if not word:
             continue
         key, rest = word[0], word[1] if len(word) > 1 else ""
@@ -126,29 +133,38 @@ def _absolute(face: str, lines: _Lines) -> str:
 
 def _vertices(path: Path, lines: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
     """Positions [V, 3] and colours [V, 4], or None where not every vertex has one."""
-    rows = [line.split() for line in lines]
-    widths = {len(row) for row in rows}
-    if widths and min(widths) < 3:
-        raise InputError(path, "a vertex has fewer than three numbers", "the file is damaged or truncated")
-    width = 6 if widths and min(widths) >= 6 else 3
-    table = numbers(path, "a vertex", chain.from_iterable(row[:width] for row in rows), np.float64).reshape(-1, width)
-    if width == 3:
-        return table, None
-    colors = np.ones((len(table), 4))
-    colors[:, :3] = unit_range(table[:, 3:])
-    return np.ascontiguousarray(table[:, :3]), colors
+    tables = [np.zeros((0, 3))]
+    for block in blocks(lines):
+        rows = [line.split() for line in block]
+        least = min(map(len, rows))
+        if least < 3:
+            raise InputError(path, "a vertex has fewer than three numbers", "the file is damaged or truncated")
+        width = 6 if least >= 6 else 3
+        flat = chain.from_iterable(row[:width] for row in rows)
+        tables.append(numbers(path, "a vertex", flat, np.float64).reshape(-1, width))
+    points = np.concatenate([table[:, :3] for table in tables])
+    if len(tables) == 1 or any(table.shape[1] == 3 for table in tables[1:]):
+        return points, None
+    colors = np.ones((len(points), 4))
+    colors[:, :3] = unit_range(np.concatenate([table[:, 3:] for table in tables[1:]]))
+    return points, colors
 
 
-def _corners(path: Path, lines: _Lines) -> tuple[np.ndarray, np.ndarray]:
+def _corners(path: Path, lines: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Corners per face [P] and the indices v, vt, vn of every corner [M, 3]; 0-based, -1 where not given."""
-    faces = [line.split() for line in lines.f]
-    sizes = np.array([len(face) for face in faces], dtype=np.int64)
-    flat = list(chain.from_iterable(faces))
+    sizes, corners = [np.zeros(0, dtype=np.int64)], [np.zeros((0, 3), dtype=np.int64)]
+    for block in blocks(lines):
+        faces = [line.split() for line in block]
+        sizes.append(np.array([len(face) for face in faces], dtype=np.int64))
+        corners.append(_indices(path, list(chain.from_iterable(faces))))
+    return np.concatenate(sizes), np.concatenate(corners) - 1
+
+
+def _indices(path: Path, flat: list[str]) -> np.ndarray:
+    """The words `v`, `v/vt`, `v//vn` or `v/vt/vn` as [M, 3], 0 where not given."""
     slashes = {token.count("/") for token in flat}
     double = sum("//" in token for token in flat)
     out = np.zeros((len(flat), 3), dtype=np.int64)
-    if not flat:
-        return sizes, out
     if slashes == {0}:
         out[:, 0] = numbers(path, "a face", flat, np.int64)
     elif len(slashes) == 1 and double in (0, len(flat)) and not any(token.endswith("/") for token in flat):
@@ -157,10 +173,10 @@ def _corners(path: Path, lines: _Lines) -> tuple[np.ndarray, np.ndarray]:
         if len(split) != len(flat) * len(columns):
             raise InputError(path, "a face has a corner without numbers", "the file is damaged")
         out[:, columns] = numbers(path, "a face", split, np.int64).reshape(-1, len(columns))
-    else:
+    elif flat:
         padded = ((token + "//").split("/")[:3] for token in flat)
         out[:] = numbers(path, "a face", (x or "0" for token in padded for x in token), np.int64).reshape(-1, 3)
-    return sizes, out - 1
+    return out
 
 
 def _checked(path: Path, index: np.ndarray, count: int, what: str, required: bool) -> np.ndarray:
@@ -178,9 +194,11 @@ def _attribute(path: Path, lines: list[str], width: int, index: np.ndarray, what
     """Values [F, 3, width] of an attribute at the corners `index` [F, 3], NaN where not given; None where none is."""
     if not lines or not (index >= 0).any():
         return None
-    rows = [line.split() for line in lines]
-    tokens = chain.from_iterable((row + ["0"] * width)[:width] for row in rows)  # a texture coordinate may be just u
-    table = numbers(path, f"a {what}", tokens, np.float64).reshape(-1, width)
+    tables = []
+    for block in blocks(lines):
+        words = chain.from_iterable((line.split() + ["0"] * width)[:width] for line in block)  # there may be just u
+        tables.append(numbers(path, f"a {what}", words, np.float64).reshape(-1, width))
+    table = np.concatenate(tables)
     _checked(path, index, len(table), what, required=False)
     return np.vstack([table, np.full(width, np.nan)])[index]
 

@@ -12,8 +12,6 @@ from gsmae.errors import InputError
 
 from .raw import Material, RawMesh
 
-MAX_FACES = 50_000_000  # of a scene: a part that is placed often counts as often
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -32,12 +30,10 @@ class Piece:
 
 
 def merge(path: Path, pieces: Sequence[Piece], up: str) -> RawMesh:
-    """All pieces as one mesh, in their order. InputError where they have no face, or far too many."""
+    """All pieces as one mesh, in their order. InputError where they have no face."""
     sizes = [len(piece.faces) for piece in pieces]
     if not sum(sizes):
         raise InputError(path, "contains no faces")
-    if sum(sizes) > MAX_FACES:
-        raise InputError(path, f"{sum(sizes)} faces; at most {MAX_FACES}", "simplify the scene")
     materials = list({id(piece.material): piece.material for piece in pieces}.values())
     number = {id(material): i for i, material in enumerate(materials)}
     groups = list(dict.fromkeys(piece.group for piece in pieces))

@@ -50,6 +50,7 @@ def read_ply(path: Path, assets: Assets) -> RawMesh:
     """
     data = path.read_bytes()
     elements, textures, order, start = _header(path, data)
+    assets.count_faces(sum(element.count for element in elements if element.name == "face"))
     body = _Body(path, data, start, order)
     read = {element.name: body.element(element) for element in elements if body.wanted(element)}
     vertex, face = read.get("vertex", {}), read.get("face", {})

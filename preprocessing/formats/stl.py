@@ -26,11 +26,13 @@ def read_stl(path: Path, assets: Assets) -> RawMesh:
     data = path.read_bytes()
     count = int.from_bytes(data[80:84], "little")
     if len(data) >= 84 and len(data) == 84 + FACET.itemsize * count:
+        assets.count_faces(count)
         return _mesh(np.frombuffer(data, FACET, count, 84)["corners"].reshape(-1, 3).astype(np.float64))
     if START.search(data) is None and not (data.lstrip()[:5].lower() == b"solid" and b"\0" not in data):
         if len(data) < 84 + FACET.itemsize * count or len(data) < 84:
             raise InputError(path, f"promises {count} facets and ends before", "the file is truncated, or not an STL")
         return _mesh(np.frombuffer(data, FACET, count, 84)["corners"].reshape(-1, 3).astype(np.float64))
+    assets.count_faces(data.lower().count(b"endfacet"))
     starts = np.array([match.start() for match in START.finditer(data)], dtype=np.int64)
     corners = VERTEX.findall(data)
     if len(corners) != 3 * len(starts):

@@ -26,7 +26,6 @@ CHILDREN = {
 }  # fmt: skip
 WITHOUT_SURFACE = ("IndexedLineSet", "PointSet", "Text")
 MAX_NODES = 1_000_000  # of the scene, one that is used twice counted twice
-MAX_CORNERS = 100_000_000  # of all faces
 NOTHING = Node("", "", {})
 
 
@@ -52,14 +51,13 @@ def read_vrml(path: Path, assets: Assets) -> RawMesh:
     materials: dict[tuple[int, bool], Material] = {}  # by node, and whether the shape brings colours of its own
     groups: dict[str, int] = {}
     owners: list[tuple[int, int]] = []  # material and group of each surface
-    room = MAX_CORNERS
+    faces = 0  # so far: a shape that is used again counts again
     for shape, matrix, group in _shapes(path, parse(path, text), assets):
         surface = _surface(path, shape, matrix, assets)
         if surface is None:
             continue
-        room -= len(surface.corners)
-        if room < 0:
-            raise InputError(path, f"more than {MAX_CORNERS} corners of faces", "simplify the mesh")
+        faces += len(surface.counts)
+        assets.count_faces(faces)
         appearance = shape.node("appearance") or NOTHING
         key = id(appearance.node("material")), surface.colors is not None
         materials.setdefault(key, _material(path, appearance, key[1], assets))

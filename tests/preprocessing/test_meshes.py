@@ -157,12 +157,6 @@ def test_a_bad_file_is_an_error_that_names_it_and_says_why(put, tmp_path, name):
     assert name in str(error.value)
 
 
-def test_too_many_faces_are_refused(put, monkeypatch):
-    monkeypatch.setattr("preprocessing.meshes.MAX_FACES", 1)
-    with pytest.raises(InputError, match="2 faces; at most 1"):
-        load_mesh(put("a.obj", TRIANGLE + "f 1 2 3\nf 3 2 1\n"))
-
-
 @pytest.mark.parametrize(
     "name", ["meshes/container/ammoBox/models/ammoBox.obj", "off/container/train/container_0002.off"]
 )

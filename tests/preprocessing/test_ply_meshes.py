@@ -114,7 +114,7 @@ BAD = {
     "cut binary": (ply(MIXED, RGB, form="binary_little_endian", cut=1), "truncated"),
     "cut vertices": (ply(MIXED, RGB, form="binary_little_endian", cut=100), "truncated"),
     "bomb": (WHOLE.replace(b"vertex 5", b"vertex 999999999999"), "truncated"),
-    "face bomb": (WHOLE.replace(b"face 3", b"face 999999999999"), "truncated"),
+    "face bomb": (WHOLE.replace(b"face 3", b"face 999999999999"), "999999999999 faces; at most"),
     "negative": (WHOLE.replace(b"face 3", b"face -3"), "negative counts"),
     "index": (ply([((0, 1, 7),)]), "vertex 7 of 5"),
     "below": (ply([((0, 1, -1),)], form="binary_big_endian"), "vertex -1 of 5"),

@@ -5,6 +5,7 @@ import pytest
 import trimesh
 
 from gsmae.errors import InputError
+from preprocessing.formats.assets import Limits
 from preprocessing.meshes import load_mesh
 from preprocessing.surface import part_labels
 
@@ -167,9 +168,8 @@ def test_a_small_file_cannot_unfold_into_a_large_scene(put, monkeypatch):
     monkeypatch.setattr("preprocessing.formats.vrml.MAX_NODES", 1000)
     with pytest.raises(InputError, match="more than 1000 nodes"):
         load_mesh(put("a.wrl", text))
-    monkeypatch.setattr("preprocessing.formats.vrml.MAX_CORNERS", 100)
-    with pytest.raises(InputError, match="more than 100 corners"):
-        load_mesh(put("a.wrl", text))
+    with pytest.raises(InputError, match="101 faces; at most 100"):
+        load_mesh(put("a.wrl", text), limits=Limits(faces=100))
 
 
 def test_damaged_bytes_give_a_mesh_or_an_input_error_and_nothing_else(put):
