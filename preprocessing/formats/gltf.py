@@ -55,7 +55,8 @@ class _Scene:
             node = self.file.entry("nodes", number)
             if number in self.worlds:
                 raise self.file.damaged(f"node {number} is in the scene twice: its nodes are no tree")
-            self.worlds[number] = above @ _matrix(node)
+            with np.errstate(over="ignore", invalid="ignore"):
+                self.worlds[number] = above @ _matrix(node)
             order.append((number, node))
             stack += [(child, self.worlds[number]) for child in reversed(node.get("children", []))]
         for number, node in order:
