@@ -22,6 +22,8 @@ from pydantic import (
 from gsmae.errors import InputError
 from gsmae.files import read_json, sha256, write_aside
 
+from .shardfile import Shard
+
 SCHEMA = 1
 PACK, INDEX = "pack.json", "index.parquet"
 SHARD = "shard_{:05d}.h5"
@@ -150,6 +152,27 @@ TYPES = {
     "shard": pa.int32(), "row": pa.int32(), "start": pa.int64(), "stop": pa.int64(), "gaussians": pa.int64(),
     "degree": pa.int8(), "points": pa.int64(), "psnr": pa.float64(), "sha256": pa.string(),
 }  # fmt: skip
+
+
+def index_row(shard: Shard, number: int, row: int, source: str, psnr: float | None) -> dict[str, Any]:
+    """The index's row of one object; `source` says how it came by its split, a shard holds no PSNR."""
+    start, stop = int(shard.offsets[row]), int(shard.offsets[row + 1])
+    return {
+        "uid": shard.uids[row],
+        "category": shard.categories[row],
+        "label": int(shard.labels[row]),
+        "split": shard.splits[row],
+        "split_source": source,
+        "shard": number,
+        "row": row,
+        "start": start,
+        "stop": stop,
+        "gaussians": stop - start,
+        "degree": int(shard.degrees[row]),
+        "points": int(shard.point_offsets[row + 1] - shard.point_offsets[row]),
+        "psnr": psnr,
+        "sha256": shard.sha256[row],
+    }
 
 
 def write_index(path: Path, rows: list[dict]) -> None:

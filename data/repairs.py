@@ -10,11 +10,11 @@ from typing import Any
 
 from gsmae.errors import InputError
 from gsmae.files import sha256, sweep, write_json
+from gsmae.locks import only_writer
 
 from .checks import Problem, check, verify
-from .locks import only_writer
 from .manifest import SCHEMA, SPLITS, files, read_head, read_parts, read_record, record_of
-from .packs import PACK, PackInfo, read_index, read_pack, write_index
+from .packs import PACK, PackInfo, index_row, read_index, read_pack, write_index
 from .shardfile import Shard
 
 
@@ -157,26 +157,7 @@ def _rows(path: Path, info: PackInfo) -> list[dict]:
     rows = []
     for number, entry in enumerate(info.shards):
         shard = Shard(path / entry.file)
-        for i, uid in enumerate(shard.uids):
-            start, stop = int(shard.offsets[i]), int(shard.offsets[i + 1])
-            rows.append(
-                {
-                    "uid": uid,
-                    "category": shard.categories[i],
-                    "label": int(shard.labels[i]),
-                    "split": shard.splits[i],
-                    "split_source": _origin(info, shard.splits[i]),
-                    "shard": number,
-                    "row": i,
-                    "start": start,
-                    "stop": stop,
-                    "gaussians": stop - start,
-                    "degree": int(shard.degrees[i]),
-                    "points": int(shard.point_offsets[i + 1] - shard.point_offsets[i]),
-                    "psnr": None,
-                    "sha256": shard.sha256[i],
-                }
-            )
+        rows += [index_row(shard, number, i, _origin(info, shard.splits[i]), None) for i in range(len(shard))]
     splits = {split: sum(row["split"] == split for row in rows) for split in info.splits}
     totals = (len(rows), sum(r["gaussians"] for r in rows), sum(r["points"] for r in rows), splits)
     return rows if totals == (info.objects, info.gaussians, info.points, info.splits) else []

@@ -17,14 +17,14 @@ from gsmae import __version__
 from gsmae.errors import InputError
 from gsmae.files import TEMPORARY, sha256, sweep, write_aside, write_json
 from gsmae.gaussians import Gaussians
+from gsmae.locks import LOCK, only_writer
 from gsmae.ply import read_ply_bytes
 from gsmae.progress import bar
 
 from . import draws
 from .checks import check, verify
-from .locks import LOCK, only_writer
 from .manifest import Build, read_build
-from .packs import INDEX, PACK, SHARD, Failure, PackInfo, read_pack, write_index
+from .packs import INDEX, PACK, SHARD, Failure, PackInfo, index_row, read_pack, write_index
 from .plans import Item, Plan, plan_pack, shard_inputs
 from .shardfile import Head, Packed, Shard, quantized, write_shard
 from .usable import STAGE, usable, without_bad_rows
@@ -164,7 +164,7 @@ def _pack(out: Path, plan: Plan, builds: list[Build], options: dict, progress: b
             else:
                 shown.update(len(items))
             for row, item in enumerate(items):
-                rows.append(_index_row(item, shard, number, row))
+                rows.append(index_row(shard, number, row, item.source, item.record.psnr))
                 without += rows[-1]["points"] == 0
             counts = {"objects": len(items), "gaussians": int(shard.offsets[-1])}
             shards.append({"file": file.name, "sha256": sha256(file), "bytes": file.stat().st_size, **counts})
@@ -314,23 +314,3 @@ def _packed(item: Item, plan: Plan, options: dict) -> Packed:
         points = {name: values[order] for name, values in points.items()}
     category = record.category
     return Packed(uid, category, item.split, item.label, digest, gaussians.degree, rows, low, high, points)
-
-
-def _index_row(item: Item, shard: Shard, number: int, row: int) -> dict:
-    start, stop = int(shard.offsets[row]), int(shard.offsets[row + 1])
-    return {
-        "uid": item.record.uid,
-        "category": item.record.category,
-        "label": item.label,
-        "split": item.split,
-        "split_source": item.source,
-        "shard": number,
-        "row": row,
-        "start": start,
-        "stop": stop,
-        "gaussians": stop - start,
-        "degree": int(shard.degrees[row]),
-        "points": int(shard.point_offsets[row + 1] - shard.point_offsets[row]),
-        "psnr": item.record.psnr,
-        "sha256": item.sha256,
-    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -23,8 +22,9 @@ from torch import Tensor, nn
 from . import checkpoint
 from .batch import Batch
 from .config import Config
-from .errors import GsmaeError, InputError
+from .errors import GsmaeError
 from .files import sweep, write_aside, write_json
+from .locks import only_writer
 from .progress import bar
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def train(
     Interrupted. A loss that is not finite skips the step; the third in a row raises GsmaeError.
     """
     run, start = Path(run), time.monotonic()
-    with _only_trainer(run):
+    with only_writer(run, "process", does="trains", keep=True):
         return _train(task, model, stream, val, config, run, header, device, start)
 
 
@@ -154,10 +154,9 @@ def _train(
     resumed = step
     journal = _Journal(run, step)
     writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
-    bad, last_saved = 0, step
+    bad = 0
 
     def save() -> None:
-        nonlocal last_saved
         name = f"{checkpoint.PREFIX}{step:08d}"
         state = {
             **header,
@@ -167,7 +166,6 @@ def _train(
             "train": config.model_dump(mode="json"),
         }
         checkpoint.save(run / name, state, model, optimizer)
-        last_saved = step
 
     def look() -> None:
         """Measure on the validation split; the best so far is marked for keeping."""
@@ -251,18 +249,6 @@ def _train(
         seconds=round(time.monotonic() - start, 1),
         resumed_from=resumed,
     )
-
-
-@contextmanager
-def _only_trainer(run: Path) -> Iterator[None]:
-    """Refuse a second process in the same run folder; the lock goes with the process, however it ends."""
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(run, "another process trains in this folder", "wait for it, or stop it") from None
-        yield
 
 
 def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import importlib.util
 import logging
@@ -11,7 +10,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from gsmae.config import digest
 from gsmae.errors import GsmaeError, InputError
 from gsmae.files import read_json, sha256, sweep, write_json
+from gsmae.locks import only_writer
 from gsmae.progress import bar
 
 from .engines import ENGINES
@@ -221,10 +221,10 @@ def _commit_failure(
 def _commit_stray(out: Path, stray: Skipped, root: Path, identity: str, seed: int, taken: set[str]) -> dict[str, Any]:
     """A failed record for something in the collection that no source can read."""
     inside = stray.path.relative_to(root)
-    # its name may be that of an object beside it: a folder of textures, for instance
     name = "".join(c if c.isalnum() or c in "._-" else "_" for c in "_".join(inside.parts[1:]) or inside.name)
     category = inside.parts[0] if len(inside.parts) > 1 else ""
     uid = f"{category or 'skipped'}/{name}"
+    # its name may be that of an object beside it: a folder of textures, for instance
     item = MeshItem(f"{uid}~" if uid in taken else uid, stray.path, category, "")
     record = {**_blank(item, identity, seed), "stage": "source", "reason": f"{stray.path}: {stray.reason}"}
     log.warning("%s", record["reason"])
@@ -259,15 +259,10 @@ def _open(out: Path, identity: str, config: BuildConfig, parts: Parts, source: s
 
 @contextmanager
 def _only_builder(out: Path) -> Iterator[None]:
-    """Refuse a second builder on the same folder; the lock goes with the process, however it ends."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("w")
-    except OSError as error:
-        raise InputError(out, f"cannot be written: {error.strerror}") from None
-    with lock:
+    """Refuse a second builder on the same folder, and a folder that cannot be written."""
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(out, "another build is at work in this folder", "wait for it, or stop it") from None
+            held.enter_context(only_writer(out, "build", keep=True))
+        except OSError as error:
+            raise InputError(out, f"cannot be written: {error.strerror}") from None
         yield

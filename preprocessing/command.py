@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import Field
 
-from gsmae.cli.verb import NO_PREFIX, Arguments, Flag, Outcome, parse, plain, preset
+from gsmae.cli.verb import NO_PREFIX, Arguments, Flag, Outcome, parse, plain, preset, with_defaults
 from gsmae.files import read_json
 
 from .build import build as build_splats
@@ -45,10 +45,7 @@ class BuildArguments(Arguments):
 def build(argv: list[str]) -> Outcome:
     """gsmae build"""
     profile = preset(argv, "--profile", PROFILES, "fast")
-    default = BuildArguments.model_construct(
-        **{**{k: f.default for k, f in BuildArguments.model_fields.items() if not f.is_required()},
-           "path": tyro.MISSING, "out": tyro.MISSING, "build": PROFILES[profile]}
-    )  # fmt: skip
+    default = with_defaults(BuildArguments, build=PROFILES[profile])
     a = parse(BuildArguments, "build", argv, default)
     report = build_splats(
         a.path, a.out, a.build, source=a.source, parts=read_json(a.parts) if a.parts else None, engine=a.engine,

@@ -25,7 +25,7 @@ if [[ $(cat "$venv/gsmae.stamp" 2>/dev/null) != "$stamp" ]]; then
   rm -f "$venv/gsmae.stamp"
   # shellcheck disable=SC2086  # several arguments in one variable, on purpose
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check ${GSMAE_PIP_ARGS:-} \
-    -c "$root/constraints.txt" -e "$root[test,dae]"
+    -c "$root/constraints.txt" -e "$root[test]"
   printf '%s' "$stamp" >"$venv/gsmae.stamp"
 fi
 PATH="$venv/bin:$PATH"

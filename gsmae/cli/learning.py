@@ -22,7 +22,7 @@ from gsmae.tasks import TASKS, Segment
 from gsmae.training import TrainConfig, train
 from gsmae.weights import load_weights
 
-from .verb import NO_PREFIX, Arguments, Flag, Outcome, parse, plain, preset
+from .verb import NO_PREFIX, Arguments, Flag, Outcome, parse, plain, preset, with_defaults
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -166,9 +166,7 @@ def _parse(cls: type, verb: str, task: str, argv: list[str]) -> Any:
     for here, following in zip(argv, [*argv[1:], ""], strict=True):
         if here == "--config" or here.startswith("--config="):
             run = from_yaml(type(run), here.partition("=")[2] or following, run)
-    defaults = {k: f.default for k, f in cls.model_fields.items() if not f.is_required()}
-    required = {k: tyro.MISSING for k, f in cls.model_fields.items() if f.is_required()}
-    return parse(cls, verb, argv, cls.model_construct(**{**defaults, **required, "run": run}))
+    return parse(cls, verb, argv, with_defaults(cls, run=run))
 
 
 def _run(a: Any, name: str, spec: FeatureSpec, model_config: Any, init: zoo.Trained | None) -> Outcome:

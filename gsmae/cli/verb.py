@@ -56,6 +56,13 @@ def parse(cls: type[A], verb: str, argv: list[str], default: A | None = None) ->
     return read
 
 
+def with_defaults(cls: type[A], **given: Any) -> A:
+    """A default for `parse` in which what a preset decides is `given`; required arguments stay to be asked for."""
+    fields = cls.model_fields.items()
+    values = {name: tyro.MISSING if field.is_required() else field.default for name, field in fields}
+    return cls.model_construct(**{**values, **given})
+
+
 def preset(argv: list[str], flag: str, known: dict[str, Any], fallback: str) -> str:
     """The value of one flag, read before the rest because it decides the defaults of the rest; the last one counts."""
     value = fallback

@@ -13,16 +13,12 @@ from typing import Any, NoReturn
 import numpy as np
 
 from gsmae.errors import InputError
+from gsmae.ply import KINDS
 
 from .assets import Assets
 from .polygons import triangulate
 from .raw import GREY, WHITE, Material, RawMesh, numbers
 
-TYPES = {
-    "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2",
-    "uint16": "u2", "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4",
-    "double": "f8", "float64": "f8",
-}  # fmt: skip
 FORMATS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 COLORS = (("red", "green", "blue", "alpha"), ("diffuse_red", "diffuse_green", "diffuse_blue", "diffuse_alpha"),
           ("r", "g", "b", "a"))  # fmt: skip
@@ -149,10 +145,10 @@ def _header(path: Path, data: bytes) -> tuple[list[_Element], list[str], str, in
             elif words[:1] == ["element"]:
                 elements.append(_Element(words[1], int(words[2])))
             elif words[:2] == ["property", "list"]:
-                kind = np.dtype((order or "<") + TYPES[words[3]])
-                elements[-1].properties.append(_Property(words[4], kind, np.dtype((order or "<") + TYPES[words[2]])))
+                kind = np.dtype((order or "<") + KINDS[words[3]])
+                elements[-1].properties.append(_Property(words[4], kind, np.dtype((order or "<") + KINDS[words[2]])))
             elif words[:1] == ["property"]:
-                elements[-1].properties.append(_Property(words[2], np.dtype((order or "<") + TYPES[words[1]]), None))
+                elements[-1].properties.append(_Property(words[2], np.dtype((order or "<") + KINDS[words[1]]), None))
             elif words[:2] == ["comment", "TextureFile"]:
                 textures.append(line.partition("TextureFile")[2].strip())
         except (KeyError, IndexError, ValueError):

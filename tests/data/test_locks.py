@@ -14,9 +14,9 @@ import pytest
 
 import data.shards
 from data.checks import verify
-from data.locks import LOCK, only_writer
 from data.shards import pack
 from gsmae.errors import InputError
+from gsmae.locks import LOCK, only_writer
 
 
 def test_a_second_writer_is_refused_until_the_first_has_left(tmp_path):
@@ -31,7 +31,7 @@ def test_a_second_writer_is_refused_until_the_first_has_left(tmp_path):
 
 
 def test_the_lock_of_a_killed_writer_does_not_hold(tmp_path):
-    code = "import os, sys\nfrom data.locks import only_writer\nwith only_writer(sys.argv[1], 'pack'): os._exit(9)"
+    code = "import os, sys\nfrom gsmae.locks import only_writer\nwith only_writer(sys.argv[1], 'pack'): os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == 9
     assert (tmp_path / LOCK).exists()
     with only_writer(tmp_path, "pack"):

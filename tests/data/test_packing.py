@@ -215,7 +215,7 @@ class Stop(Exception):
     """Stands for whatever ends a run."""
 
 
-@pytest.mark.parametrize("where", ["write_shard", "_index_row", "write_index", "write_json"])
+@pytest.mark.parametrize("where", ["write_shard", "index_row", "write_index", "write_json"])
 def test_a_run_that_breaks_leaves_no_pack_and_the_next_one_finishes_it(make_build, tmp_path, monkeypatch, where):
     build, out = six(make_build()), tmp_path / "p"
     pack(build.path, tmp_path / "whole", objects_per_shard=2)
@@ -237,7 +237,7 @@ def test_a_run_that_breaks_leaves_no_pack_and_the_next_one_finishes_it(make_buil
     with pytest.raises(InputError, match="run the same `gsmae pack` again"):
         SplatDataset(out)
     report = pack(build.path, out, objects_per_shard=2)
-    assert report.reused == {"write_shard": 1, "_index_row": 1, "write_index": 3, "write_json": 3}[where]
+    assert report.reused == {"write_shard": 1, "index_row": 1, "write_index": 3, "write_json": 3}[where]
     assert contents(out) == contents(tmp_path / "whole") and verify(out).ok
 
 

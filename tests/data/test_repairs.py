@@ -10,13 +10,13 @@ import pytest
 
 from data.checks import check, verify
 from data.datasets import SplatDataset
-from data.locks import only_writer
 from data.manifest import read_build
 from data.packs import read_index, read_pack
 from data.repairs import repair
 from data.shards import pack
 from gsmae.cli import main
 from gsmae.errors import InputError
+from gsmae.locks import only_writer
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

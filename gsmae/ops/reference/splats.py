@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ... import gaussians
+
 NEAR = 0.01  # splats whose centre is nearer are not drawn
 BLUR = 0.3  # px^2 added to the diagonal of every projected covariance
 ALPHA_MIN = 1 / 255  # a weaker contribution to a pixel is skipped
@@ -138,13 +140,7 @@ def rotation_matrices(quats: Tensor) -> Tensor:
     usable = ~(length2 <= QUAT_MIN)  # true for NaN, which then spoils the splat as it should
     identity = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=quats.dtype, device=quats.device)
     unit = torch.where(usable, quats * torch.where(usable, length2, 1.0).rsqrt(), identity)
-    w, x, y, z = unit.unbind(-1)
-    rows = [
-        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-    ]  # fmt: skip
-    return torch.stack(rows, -1).reshape(*quats.shape[:-1], 3, 3)
+    return gaussians.rotation_matrices(unit)
 
 
 def sh_basis(directions: Tensor, count: int) -> Tensor:

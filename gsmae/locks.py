@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gsmae.errors import InputError
+from .errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -19,10 +19,10 @@ BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
 @contextmanager
-def only_writer(folder: str | Path, what: str, *, keep: bool = False) -> Iterator[None]:
-    """Make the folder and hold it: a second writer gets an InputError that says that another `what` is at work.
+def only_writer(folder: str | Path, what: str, *, does: str = "is at work", keep: bool = False) -> Iterator[None]:
+    """Make the folder and hold it: a second writer gets an InputError that says that another `what` `does` there.
 
-    keep  leave the lock's file there, as `gsmae build` does; otherwise it is removed
+    keep  leave the lock's file there, as builds and runs do; otherwise it is removed
     A file system that knows no locks is written to with a warning. OSError where the folder cannot be written.
     """
     folder = Path(folder)
@@ -35,9 +35,7 @@ def only_writer(folder: str | Path, what: str, *, keep: bool = False) -> Iterato
         except OSError as error:
             if error.errno in BUSY:
                 os.close(handle)
-                raise InputError(
-                    folder, f"another {what} is at work in this folder", "wait for it, or stop it"
-                ) from None
+                raise InputError(folder, f"another {what} {does} in this folder", "wait for it, or stop it") from None
             log.warning("%s: this file system has no locks (%s); run one %s at a time", folder, error.strerror, what)
         if _same(handle, path):
             break
