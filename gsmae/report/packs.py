@@ -28,6 +28,7 @@ class PackSection:
     classes: list[tuple[str, int, tuple[int, ...]]]
     charts: list[Chart]
     failures: list[tuple[str, str, str]]
+    dropped: list[tuple[str, int]]
     parts: str
     problems: list[str]
     config: str
@@ -43,6 +44,8 @@ def read_pack(folder: Path, most: int) -> PackSection:
     splits, rule = table(head, "splits"), table(head, "split_rule")
     sizes = [n for s in shards if (n := number(s, "bytes")) is not None]
     names = texts(head, "class_names")
+    left_out = table(head, "dropped")
+    dropped = {uid: int(n) for uid in left_out if (n := number(left_out, uid))}
     counted = Counter(zip(columns.get("category", []), columns.get("split", []), strict=True))
     facts = [
         ("configuration", text(head, "config_hash")),
@@ -62,6 +65,11 @@ def read_pack(folder: Path, most: int) -> PackSection:
         ("not packed", f"{len(failed):,}", "failed in the build"),
         *_tile(head, "leaks", "leaks", "meshes in more than one split"),
         *_tile(head, "below_psnr", "below PSNR"),
+        *(
+            [("dropped", f"{sum(dropped.values()):,}", f"Gaussians without finite values, of {len(dropped)} objects")]
+            if dropped
+            else []
+        ),
     ]
     charts = [
         histogram("Gaussians per object", [v for v in columns.get("gaussians", []) if v]),
@@ -77,6 +85,7 @@ def read_pack(folder: Path, most: int) -> PackSection:
         classes=[(name, label, tuple(counted[(name, s)] for s in SPLITS)) for label, name in enumerate(names)],
         charts=[c for c in charts if c is not None],
         failures=[(text(f, "uid"), text(f, "stage"), text(f, "reason")) for f in failed[:200]],
+        dropped=sorted(dropped.items(), key=lambda pair: -pair[1])[:200],
         parts=as_yaml(head.get("part_names")),
         problems=problems,
         config=as_yaml({k: head.get(k) for k in ("sources", "split_rule", "min_psnr", "shards") if k in head}),

@@ -191,11 +191,19 @@ def test_hostile_texts_stay_texts(make_build, tmp_path):
     write_json(run / "evaluation_val.json", result)
     pack = tmp_path / "pack"
     failed = [{"uid": EVIL, "stage": EVIL, "reason": EVIL}]
-    write_json(pack / "pack.json", {"class_names": [EVIL], "failed": failed, "part_names": {EVIL: [EVIL]}})
+    head = {"class_names": [EVIL], "failed": failed, "part_names": {EVIL: [EVIL]}, "dropped": {EVIL: 3, "a": EVIL}}
+    write_json(pack / "pack.json", head)
     report([build, run, pack], tmp_path / "page.html", note=EVIL)
     page = Page(tmp_path / "page.html")
     assert not page.tags("script") and not [i for i in page.tags("img") if "onerror" in i] and not page.open
     assert page.text.count(EVIL) >= 20
+
+
+def test_a_pack_says_which_objects_lost_gaussians(tmp_path):
+    write_json(tmp_path / "pack" / "pack.json", {"objects": 3, "dropped": {"a/one": 7, "a/two": 1200}})
+    report([tmp_path / "pack"], tmp_path / "page.html")
+    text = Page(tmp_path / "page.html").text
+    assert "1,207" in text and "of 2 objects" in text and text.index("a/two") < text.index("a/one")
 
 
 def test_a_record_cannot_name_a_picture_outside_the_build(make_build, tmp_path):
