@@ -15,7 +15,14 @@ from .metrics import accuracies, confusion, part_iou
 from .models import Classifier, ClassifierConfig, GaussianMAE, MAEConfig, Segmenter, SegmenterConfig
 
 
-class Pretrain:
+class Plain:
+    """A task whose model is trained by its loss alone."""
+
+    def after_step(self, model: nn.Module, share_done: float) -> None:
+        """Nothing; see `gsmae.training.Task.after_step`."""
+
+
+class Pretrain(Plain):
     """Masked reconstruction; the best checkpoint has the lowest validation loss under fixed masks."""
 
     config = MAEConfig
@@ -46,7 +53,7 @@ class Pretrain:
         return {name: value / objects for name, value in sums.items()} | {"objects": objects}
 
 
-class Classify:
+class Classify(Plain):
     """One label per object; overall accuracy picks the checkpoint."""
 
     config = ClassifierConfig
@@ -81,7 +88,7 @@ class Classify:
                 "confusion": counts.tolist(), "predicted": answers}  # fmt: skip
 
 
-class Segment:
+class Segment(Plain):
     """One part per labelled surface point, the category given; instance mIoU picks the checkpoint.
 
     classes  names of the categories, by label

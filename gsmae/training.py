@@ -88,6 +88,9 @@ class Task(Protocol):
         """Metrics of a model in evaluation mode."""
         ...
 
+    def after_step(self, model: nn.Module, share_done: float) -> None:
+        """Called after every optimiser step; `share_done` of the run, in 0..1, lies behind. Most tasks do nothing."""
+
 
 @dataclass(frozen=True)
 class TrainReport:
@@ -208,6 +211,7 @@ def _train(
                 if torch.isfinite(loss) and torch.isfinite(norm):
                     bad = 0
                     optimizer.step()
+                    task.after_step(model, (step + 1) / total)
                 else:
                     bad += 1
                     for buffer, before in zip(model.buffers(), buffers, strict=True):

@@ -45,11 +45,15 @@ class Toy:
 
     def __init__(self):
         self.modes: list[bool] = []
+        self.shares: list[float] = []
 
     def loss(self, model, batch, generator):
         self.modes.append(model.training)
         noise = 0.01 * torch.randn(4, 14, generator=generator)
         return nn.functional.cross_entropy(model(batch.points.mean(dim=1) + noise), batch.labels), {}
+
+    def after_step(self, model, share_done):
+        self.shares.append(share_done)
 
     def evaluate(self, model, batches):
         assert not model.training
@@ -95,6 +99,12 @@ def test_one_optimiser_step_per_batch(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (steps.append(1), real(self, *a, **k))[1])
     run_toy(tmp_path / "run")
     assert len(steps) == 32
+
+
+def test_the_task_is_told_of_every_step_that_was_taken_and_how_much_of_the_run_lies_behind(tmp_path):
+    task = Toy()
+    run_toy(tmp_path / "run", stream=Stream(poison=(3,)), task=task)
+    assert task.shares == [(step + 1) / 32 for step in range(32) if step != 3]
 
 
 def test_the_same_seed_gives_the_same_weights_and_the_global_state_is_left_alone(tmp_path):
