@@ -13,6 +13,7 @@ from ..config import Config
 from ..features import FeatureSpec
 from ..groups import Groups
 from ..ops import interpolate
+from ..shares import Dropout
 from .blocks import initialize, norm_relu, partitioned, token
 from .encoder import Encoder, EncoderConfig, thirds
 
@@ -80,7 +81,7 @@ def _head(config: ClassifierConfig) -> nn.Sequential:
         return nn.Sequential(nn.Linear(width, config.classes))
     layers: list[nn.Module] = []
     for _ in range(2):
-        layers += [nn.Linear(width, 256), nn.BatchNorm1d(256), nn.ReLU(inplace=True), nn.Dropout(config.dropout)]
+        layers += [nn.Linear(width, 256), nn.BatchNorm1d(256), nn.ReLU(inplace=True), Dropout(config.dropout)]
         width = 256
     return nn.Sequential(*layers, nn.Linear(width, config.classes))
 
@@ -129,7 +130,7 @@ class Segmenter(nn.Module):
         self.carry2_norm = nn.BatchNorm1d(1024)
         self.head1 = nn.Linear(1024 + 6 * width + 64, 512)
         self.head1_norm = nn.BatchNorm1d(512)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.head2 = nn.Linear(512, 256)
         self.head2_norm = nn.BatchNorm1d(256)
         self.head3 = nn.Linear(256, config.parts)
