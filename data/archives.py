@@ -8,7 +8,7 @@ import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,27 @@ class Member:
         return f"{self.path}/{self.name}"
 
 
-Place = Path | Member
-"""Where the bytes of a file lie: on the disk or in a zip"""
+@dataclass(frozen=True)
+class Made:
+    """A file that is nowhere: its bytes are made, always the same ones, when it is read; errors name its `source`."""
+
+    source: str
+    make: Callable[[], bytes] = field(repr=False, compare=False)
+
+    def read_bytes(self) -> bytes:
+        """Its content, made anew."""
+        return self.make()
+
+    def is_file(self) -> bool:
+        """True, as of a Path."""
+        return True
+
+    def __str__(self) -> str:
+        return self.source
+
+
+Place = Path | Member | Made
+"""Where the bytes of a file lie: on the disk, in a zip, or nowhere until they are read"""
 
 
 class Archive:
@@ -147,6 +166,8 @@ def places(path: str | Path) -> list[tuple[str, Place]]:
 
 def size_of(place: Place) -> int:
     """Bytes of a file once it is read."""
+    if isinstance(place, Made):
+        return len(place.read_bytes())
     return place.size if isinstance(place, Member) else place.stat().st_size
 
 

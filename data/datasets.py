@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,13 @@ class SplatDataset:
         self.n_parts = int(starts[-1])
         lookup = {name: i for i, name in enumerate(self.class_names)}
         labels = np.array([lookup.get(category, -1) for category in index["category"].tolist()], dtype=np.int64)
+        strange = np.flatnonzero(~np.isin(index["category"], self.info.class_names))
+        if len(strange):
+            cause = (
+                f"'{index['uid'][strange[0]]}' is of class '{index['category'][strange[0]]}', which is not among the "
+            )
+            cause += f"{len(self.info.class_names)} of {PACK}"
+            raise InputError(self.path / self.info.index.file, cause, "pack again")
         chosen = labels >= 0
         if split is not None:
             chosen &= index["split"] == split
@@ -120,6 +128,23 @@ class SplatDataset:
 
     def __len__(self) -> int:
         return len(self.uids)
+
+    def take(self, uids: Iterable[str]) -> SplatDataset:
+        """Only the named objects of this dataset, sorted by uid. Raises InputError for one that it does not have."""
+        wanted = set(uids)
+        if missing := sorted(wanted.difference(self.uids)):
+            of = f"split '{self.split}'" if self.split else "it"
+            raise InputError(self.path, f"{of} has no object '{missing[0]}' ({len(missing)} such)", "is this the pack?")
+        if not wanted:
+            raise ValueError("no objects to take")
+        rows = np.array([i for i, uid in enumerate(self.uids) if uid in wanted])
+        part = copy(self)
+        part.uids = tuple(self.uids[i] for i in rows.tolist())
+        part.categories = tuple(self.categories[i] for i in rows.tolist())
+        part.labels, part.counts = self.labels[rows], self.counts[rows]
+        part.point_counts, part._place = self.point_counts[rows], self._place[rows]
+        part._shards, part._open = {}, OrderedDict()
+        return part
 
     def __getitem__(self, i: int) -> Sample:
         if not -len(self) <= i < len(self):
@@ -215,3 +240,24 @@ def _no_split(path: Path, splits: np.ndarray, split: str, classes: Sequence[str]
         return InputError(path, f"has no split '{split}'", f"there are {there}")
     cure = f"there are {there}" + ("; pack with val_fraction > 0 to carve one" if split == "val" else "")
     return InputError(path, f"split '{split}'{of} is empty", cure)
+
+
+def opened(
+    path: str | Path, split: str, classes: Sequence[str] | None = None, *, parts: bool = False
+) -> tuple[SplatDataset, int]:
+    """A split for a task, and how many of its objects are left out because their class has no part names.
+
+    classes  only these; None is all
+    parts    leave out the classes without part names: part segmentation has no question to ask there
+    Raises InputError where nothing is left.
+    """
+    dataset = SplatDataset(path, split=split, classes=classes)
+    if not parts:
+        return dataset, 0
+    named = [c for c in dataset.class_names if c in dataset.part_names]
+    if not named:
+        raise InputError(path, "has no part labels", "build with --parts FILE and pack again")
+    if len(named) == len(dataset.class_names):
+        return dataset, 0
+    labelled = SplatDataset(path, split=split, classes=named)
+    return labelled, len(dataset) - len(labelled)

@@ -21,12 +21,19 @@ from pydantic import (
 
 from gsmae.errors import InputError
 from gsmae.files import read_json, sha256, write_aside
+from gsmae.gaussians import FIELDS
 
 from .shardfile import Shard
 
 SCHEMA = 1
 PACK, INDEX = "pack.json", "index.parquet"
 SHARD = "shard_{:05d}.h5"
+KNOWN = {
+    "mesh-points": ("means", "sh"),
+    "scanobjectnn": ("means",),
+    "modelnet-points": ("means",),
+    "modelnet-hdf5": ("means",),
+}  # source layout -> the fields that its objects have, where they are points and not splats (`data.clouds`)
 FILE = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"  # a name in the folder, never a path
 
 
@@ -116,6 +123,11 @@ class PackInfo(BaseModel):
     """uid -> Gaussians left out of it for want of finite values; not in the file where there are none"""
     index: IndexEntry
     shards: tuple[ShardEntry, ...]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Fields that every object has; the others are neutral constants, see `data.clouds.as_splat`."""
+        return tuple(f for f in FIELDS if all(f in KNOWN.get(s.layout, FIELDS) for s in self.sources))
 
     @model_serializer(mode="wrap")
     def _written(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from gsmae.batch import Batch
 from gsmae.errors import InputError
 from gsmae.features import FeatureSpec
+from gsmae.gaussians import FIELDS
 
 from . import draws
 from .augment import DRAWS, Augmentation, move_points, move_positions, moves_of
@@ -57,7 +58,8 @@ def batches(
     rank, world, pad   this rank's share: disjoint. Shuffled ranks have equal length, for which up to world - 1 objects
                are left out of an epoch or, with `pad`, some are repeated; unshuffled ranks cover all objects once
 
-    Raises InputError when queries are asked of objects that have no points or no part names, or no batch is left.
+    Raises InputError when the features are more than the objects have (`dataset.info.fields`), when queries are asked
+    of objects that have no points or no part names, or no batch is left.
     """
     if batch_size < 1 or gaussians < 1 or workers < 0:
         raise ValueError(f"batch_size {batch_size}, gaussians {gaussians}: at least 1; workers {workers}: at least 0")
@@ -65,6 +67,7 @@ def batches(
         raise ValueError(f"rank is {rank}, expected 0 to {world - 1}")
     if isinstance(queries, str) and queries != "all" or isinstance(queries, int) and queries < 1:
         raise ValueError(f"queries is {queries!r}, expected a positive number, 'all' or None")
+    has_fields(dataset, spec)
     if queries is not None:
         _has_parts(dataset)
     place = torch.device(device)
@@ -198,6 +201,16 @@ class BatchStream:
         keys = self._uids[objects] ^ np.uint64(draws.key(self.seed, name, epoch))
         lengths = counts[objects].astype(np.int64)
         return np.minimum((draws.uniforms(keys, 1)[:, 0] * lengths).astype(np.int64), lengths - 1)
+
+
+def has_fields(dataset: SplatDataset, spec: FeatureSpec) -> None:
+    """Refuse features that are neutral constants in a pack of points."""
+    lacking = [f for f in FIELDS if f in {*spec.embed, *spec.group} and f not in dataset.info.fields]
+    if lacking:
+        here = ", ".join(dataset.info.fields)
+        cause = f"its objects are points with {here}; the features embed {', '.join(spec.embed)}"
+        cause += f" and group by {', '.join(spec.group)}"
+        raise InputError(dataset.path, cause, f"use an encoder of {here}: --spec.embed {' '.join(dataset.info.fields)}")
 
 
 def _has_parts(dataset: SplatDataset) -> None:

@@ -112,6 +112,13 @@ def write_ply(path: str | Path, gaussians: Gaussians) -> None:
 
     Written aside and renamed. Non-finite values raise ValueError: they would blank a viewer.
     """
+    content = ply_bytes(gaussians, path)
+    with write_aside(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def ply_bytes(gaussians: Gaussians, name: object = "splat") -> bytes:
+    """What `write_ply` writes, in memory; errors call it `name`."""
     from plyfile import PlyData, PlyElement
 
     g = gaussians.to("cpu", torch.float32)
@@ -121,10 +128,11 @@ def write_ply(path: str | Path, gaussians: Gaussians) -> None:
     parts = [g.means, torch.zeros_like(g.means), g.sh[:, 0], rest, g.logit_opacities[:, None], g.log_scales, g.quats]
     body = torch.cat(parts, dim=1)
     if not torch.isfinite(body).all():
-        raise ValueError(f"{path}: refusing to write non-finite Gaussians")
-    rows = np.ascontiguousarray(body.numpy(), dtype="<f4").view([(name, "<f4") for name in names])[:, 0]
-    with write_aside(path) as temporary:
-        PlyData([PlyElement.describe(rows, "vertex")], byte_order="<").write(str(temporary))
+        raise ValueError(f"{name}: refusing to write non-finite Gaussians")
+    rows = np.ascontiguousarray(body.numpy(), dtype="<f4").view([(column, "<f4") for column in names])[:, 0]
+    stream = io.BytesIO()
+    PlyData([PlyElement.describe(rows, "vertex")], byte_order="<").write(stream)
+    return stream.getvalue()
 
 
 def _guard(path: str | Path, head: bytes, size: int) -> _Header:

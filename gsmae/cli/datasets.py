@@ -34,12 +34,17 @@ class PackArguments(Arguments):
     """Pack splats into immutable shards: rows shuffled once per object, uncompressed, hashed. Safe to run twice."""
 
     builds: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...")]
-    """folders written by `gsmae build`, or folders or zips of splats that others made"""
+    """folders written by `gsmae build`, or folders or zips of splats or of point clouds that others made"""
     out: Path
     """folder for the shards and their index"""
-    source: Literal["auto", "build", "shapesplats", "modelnet-splats", "folder"] = "auto"
+    source: Literal[
+        "auto", "build", "shapesplats", "modelnet-splats", "folder", "scanobjectnn", "modelnet-points", "modelnet-hdf5"
+    ] = "auto"
     """what the paths are: builds; ShapeSplats' SYNSET-ID.ply; ModelNet_Splats' CLASS/SPLIT/NAME/point_cloud.ply; any
-    folder CATEGORY/NAME.ply. All but builds also inside zips"""
+    folder CATEGORY/NAME.ply. All but builds also inside zips. Points without splats, to be named: ScanObjectNN's .h5
+    files; modelnet40_normal_resampled; modelnet40_ply_hdf5_2048"""
+    points: Literal["splat", "mesh"] = "splat"
+    """mesh: a baseline of the same objects, splits and counts with points sampled from the mesh instead of splats"""
     parts: Path | None = None
     """ShapeNetPart, folder or zip: only its objects, with its labelled points and its splits"""
     shard: int = 512
@@ -60,6 +65,7 @@ class PackArguments(Arguments):
 def pack(argv: list[str]) -> Outcome:
     """gsmae pack"""
     from data.checks import verify
+    from data.clouds import CLOUDS, mesh_points, read_clouds
     from data.parts import labelled, read_labels
     from data.released import read_source
     from data.shards import pack as pack_splats
@@ -68,9 +74,14 @@ def pack(argv: list[str]) -> Outcome:
     labels = read_labels(a.parts) if a.parts else None
     names = labels.names if labels else None
     finite = a.bad_rows == "refuse"
-    builds = [read_source(path, a.source, names=names, finite=finite, progress=True) for path in a.builds]
+    if a.source in CLOUDS:
+        builds = [read_clouds(path, a.source) for path in a.builds]
+    else:
+        builds = [read_source(path, a.source, names=names, finite=finite, progress=True) for path in a.builds]
     if labels:
         builds = [labelled(build, labels, progress=True) for build in builds]
+    if a.points == "mesh":
+        builds = [mesh_points(build) for build in builds]
     report = pack_splats(
         builds, a.out, objects_per_shard=a.shard, quantize=None if a.quantize == "none" else a.quantize,
         val_fraction=a.val, seed=a.seed, bad_rows=a.bad_rows, progress=True,

@@ -99,3 +99,19 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pack") / "p"
     pack(build.path, out, objects_per_shard=7)
     return out
+
+
+@pytest.fixture(scope="session")
+def lettered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pack of six classes, a to f, of 9 objects for training (1 of them carved) and 6 for testing; g has 2 and 6."""
+    from data.shards import pack
+
+    build = MakeBuild(tmp_path_factory.mktemp("lettered") / "b", parts=None)
+    for name in "abcdef":
+        for i in range(15):
+            build.add(f"{name}/{i:02d}", "train" if i < 9 else "test", count=12)
+    for i in range(8):
+        build.add(f"g/{i:02d}", "train" if i < 2 else "test", count=12)
+    out = build.path.with_name("p")
+    pack(build.path, out)
+    return out
