@@ -19,10 +19,10 @@ from torch import Tensor
 
 from gsmae.config import Config
 from gsmae.features import Normalization
-from gsmae.gaussians import FIELDS, Gaussians, rotation_matrices, unit_quats
+from gsmae.gaussians import FIELDS, Gaussians, quaternions, rotation_matrices, unit_quats
 
 from .harmonics import turning
-from .turns import about_z, axes, product, quaternions, uniform_turns
+from .turns import about_z, axes, product, uniform_turns
 
 DRAWS = 11  # uniform numbers an object's augmentation is made of: mirror 1, turn 3, scale 1, stretch 3, shift 3
 HALF_TURN_X = (0.0, 1.0, 0.0, 0.0)

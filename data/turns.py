@@ -21,23 +21,6 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     )
 
 
-def quaternions(matrices: Tensor) -> Tensor:
-    """Unit quaternions wxyz of rotation matrices, [..., 3, 3] -> [..., 4]; stable for every angle (Shepperd 1978)."""
-    m = matrices
-    t = torch.stack([m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]], dim=-1)
-    trace = t.sum(-1, keepdim=True)
-    squares = torch.cat([1 + trace, 1 - trace + 2 * t], dim=-1)  # 4 w^2, 4 x^2, 4 y^2, 4 z^2
-    p, q = m, m.transpose(-1, -2)
-    s, d = p + q, p - q
-    wx, wy, wz = d[..., 2, 1], d[..., 0, 2], d[..., 1, 0]  # 4 w x and so on
-    xy, xz, yz = s[..., 0, 1], s[..., 0, 2], s[..., 1, 2]
-    w2, x2, y2, z2 = squares.unbind(-1)
-    rows = [torch.stack(row, -1) for row in ((w2, wx, wy, wz), (wx, x2, xy, xz), (wy, xy, y2, yz), (wz, xz, yz, z2))]
-    largest = squares.argmax(-1)[..., None, None].expand(*squares.shape[:-1], 1, 4)
-    chosen = torch.stack(rows, dim=-2).gather(-2, largest)[..., 0, :]
-    return chosen / chosen.norm(dim=-1, keepdim=True)
-
-
 def axes(factors: Tensor, sweeps: int = 8) -> tuple[Tensor, Tensor]:
     """Axes and half lengths of the ellipsoids that linear maps make of the unit ball: M = U diag(s) V^T.
 

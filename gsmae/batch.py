@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields, replace
 
 from torch import Tensor
 
+from .features import Normalization
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -17,6 +19,7 @@ class Batch:
     queries    [B, P, 3]   labelled surface points in the normalised frame of `points`, or None
     parts      [B, P]      global part index of each query, int64; -1 = not labelled (ignored), or None
     part_mask  [B, parts]  True where a part belongs to the object's category, or None
+    normalization          of the splats, each tensor with a leading B, or None where it is not known
     """
 
     points: Tensor
@@ -25,6 +28,7 @@ class Batch:
     queries: Tensor | None = None
     parts: Tensor | None = None
     part_mask: Tensor | None = None
+    normalization: Normalization | None = None
 
     def __len__(self) -> int:
         return len(self.points)
@@ -32,5 +36,5 @@ class Batch:
     def to(self, device, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: v.to(device, non_blocking=non_blocking) for k, v in values.items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        movable = {k: v for k, v in values.items() if isinstance(v, Tensor | Normalization)}
+        return replace(self, **{k: v.to(device, non_blocking=non_blocking) for k, v in movable.items()})

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import torch
-from pydantic import field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from .config import Config
 from .errors import GsmaeError
-from .gaussians import FIELDS, SH_DC, WIDTH, Gaussians, columns, unit_quats
+from .gaussians import DERIVED, FIELDS, SH_DC, WIDTH, WIDTHS, Gaussians, columns, unit_quats
+from .shapes import log_covariance
 
 ALL = tuple(FIELDS)
 
@@ -18,15 +20,18 @@ ALL = tuple(FIELDS)
 class FeatureSpec(Config):
     """Which fields the network embeds, E(.), which it groups by, G(.), and which are normalised.
 
-    It travels with every checkpoint, so that fine-tuning cannot normalise otherwise than pretraining did.
+    It travels with every checkpoint, so that fine-tuning cannot normalise otherwise than pretraining did. Besides the
+    fields of the columns there is "shapes": the log-covariance, six numbers in the place of scales and quats.
     """
 
     embed: tuple[str, ...] = ALL
-    """fields that enter the tokenizer, E(.); means always do; quats and scales only together"""
+    """fields that enter the tokenizer, E(.); means always do; quats and scales only together, or shapes instead"""
     group: tuple[str, ...] = ("means",)
     """fields that farthest point sampling and the neighbourhoods use, G(.)"""
-    normalize: tuple[str, ...] = ALL
-    """fields mapped to the unit ball; means always are"""
+    normalize: tuple[str, ...] = Field(default=ALL, validate_default=True)
+    """fields mapped to the unit ball; means always are, and shapes where they are used: scales then are not"""
+    draw: Literal["uniform", "importance"] = "uniform"
+    """how the Gaussians of an object are drawn: all alike, or with probability by opacity times volume^0.1"""
 
     @field_validator("embed", "group", "normalize")
     @classmethod
@@ -35,7 +40,7 @@ class FeatureSpec(Config):
             columns(names)
         except GsmaeError as error:
             raise ValueError(str(error)) from None  # pydantic collects only these
-        return tuple(name for name in FIELDS if name in names)
+        return tuple(name for name in WIDTHS if name in names)
 
     @field_validator("embed", "normalize")
     @classmethod
@@ -56,7 +61,30 @@ class FeatureSpec(Config):
     def _shape(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if ("scales" in names) != ("quats" in names):
             raise ValueError("'scales' and 'quats' describe one ellipsoid: embed both or neither")
+        if "scales" in names and "shapes" in names:
+            raise ValueError("'shapes' are 'scales' and 'quats' in other numbers: embed one or the other")
         return names
+
+    @field_validator("normalize")
+    @classmethod
+    def _one_ellipsoid(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        """Shapes are made of columns of scales that are not normalised."""
+        if "shapes" in {*info.data.get("embed", ()), *info.data.get("group", ())}:
+            return tuple(name for name in names if name not in ("scales", "shapes")) + ("shapes",)
+        if "shapes" in names:
+            raise ValueError("'shapes' are neither embedded nor grouped by")
+        return names
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        """Fields in use that are computed from the columns, see `expand`."""
+        return tuple(name for name in DERIVED if name in {*self.embed, *self.group})
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Columns that what is embedded and grouped by is made of."""
+        used = {*self.embed, *self.group} | ({"scales", "quats"} if self.derived else set())
+        return tuple(name for name in FIELDS if name in used)
 
 
 @dataclass(frozen=True)
@@ -75,6 +103,17 @@ class Normalization:
     scale_center: Tensor
     scale_radius: Tensor
     normalize: tuple[str, ...]
+
+    def to(self, device, non_blocking: bool = False) -> Normalization:
+        """The same constants on another device."""
+        tensors = (f.name for f in fields(self) if f.name != "normalize")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in tensors})
+
+    def linear_scales(self, points: Tensor) -> Tensor:
+        """Standard deviations in radii of the splats, [B, ..., 3], of rows [B, ..., >= 14] of B splats (or of one)."""
+        ones = [1] * (points.ndim - 2)
+        center, radius = self.scale_center.reshape(-1, *ones, 3), self.scale_radius.reshape(-1, *ones, 1)
+        return points[..., 4:7] * radius + center
 
 
 SH_GAIN = SH_DC * 2 / 3**0.5  # DC colour, clipped to +-0.5 about grey, to the unit ball
@@ -105,6 +144,18 @@ def normalize(gaussians: Gaussians, spec: FeatureSpec) -> tuple[Tensor, Normaliz
         sh = sh.clamp(-0.5 / SH_DC, 0.5 / SH_DC) * SH_GAIN
     points = [means / radius, opacities, (scales - scale_center) / scale_radius, unit_quats(gaussians.quats), sh]
     return torch.cat(points, dim=1), Normalization(center, radius, scale_center, scale_radius, spec.normalize)
+
+
+def expand(points: Tensor, spec: FeatureSpec) -> Tensor:
+    """Feature rows with the derived fields that the spec uses: [..., 14] -> [..., 14] or [..., 20].
+
+    Shapes come from the columns of scales and quats, after augmentation, so that what moves an ellipsoid moves them.
+    Rows that are expanded already, and rows of a spec that uses no derived field, are returned as they are.
+    """
+    if not spec.derived or points.shape[-1] > WIDTH:
+        return points
+    scales, quats = points[..., 4:7], points[..., 7:11]
+    return torch.cat([points, log_covariance(scales, quats)], dim=-1)
 
 
 def denormalize(points: Tensor, normalization: Normalization) -> Gaussians:

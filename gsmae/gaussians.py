@@ -13,6 +13,9 @@ from .errors import GsmaeError, nearest_name
 # The only table of feature columns: name -> width, in the order of the columns. `sh` is the DC colour.
 FIELDS = {"means": 3, "opacities": 1, "scales": 3, "quats": 4, "sh": 3}
 WIDTH = sum(FIELDS.values())  # 14
+# Fields that are computed from others (`gsmae.features.expand`), appended where a FeatureSpec uses them.
+DERIVED = {"shapes": 6}
+WIDTHS = FIELDS | DERIVED
 
 SH_DC = 0.28209479177387814  # the constant of the degree-0 spherical harmonic
 
@@ -105,13 +108,13 @@ class Gaussians:
 
 
 def columns(names: Iterable[str]) -> list[int]:
-    """Feature columns of the named fields, in the order of FIELDS whatever the order given."""
+    """Feature columns of the named fields, in the order of WIDTHS whatever the order given."""
     names = list(names)
     for name in names:
-        if name not in FIELDS:
-            raise GsmaeError(f"unknown field '{name}': {nearest_name(name, FIELDS)}")
+        if name not in WIDTHS:
+            raise GsmaeError(f"unknown field '{name}': {nearest_name(name, WIDTHS)}")
     out, start = [], 0
-    for field, width in FIELDS.items():
+    for field, width in WIDTHS.items():
         if field in names:
             out += range(start, start + width)
         start += width
@@ -143,3 +146,20 @@ def rotation_matrices(quats: Tensor) -> Tensor:
         2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
     ]  # fmt: skip
     return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+
+
+def quaternions(matrices: Tensor) -> Tensor:
+    """Unit quaternions wxyz of rotation matrices, [..., 3, 3] -> [..., 4]; stable for every angle (Shepperd 1978)."""
+    m = matrices
+    t = torch.stack([m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]], dim=-1)
+    trace = t.sum(-1, keepdim=True)
+    squares = torch.cat([1 + trace, 1 - trace + 2 * t], dim=-1)  # 4 w^2, 4 x^2, 4 y^2, 4 z^2
+    p, q = m, m.transpose(-1, -2)
+    s, d = p + q, p - q
+    wx, wy, wz = d[..., 2, 1], d[..., 0, 2], d[..., 1, 0]  # 4 w x and so on
+    xy, xz, yz = s[..., 0, 1], s[..., 0, 2], s[..., 1, 2]
+    w2, x2, y2, z2 = squares.unbind(-1)
+    rows = [torch.stack(row, -1) for row in ((w2, wx, wy, wz), (wx, x2, xy, xz), (wy, xy, y2, yz), (wz, xz, yz, z2))]
+    largest = squares.argmax(-1)[..., None, None].expand(*squares.shape[:-1], 1, 4)
+    chosen = torch.stack(rows, dim=-2).gather(-2, largest)[..., 0, :]
+    return chosen / chosen.norm(dim=-1, keepdim=True)

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from .features import denormalize, normalize
-from .gaussians import Gaussians
+from .gaussians import WIDTH, Gaussians
 from .groups import rows
+from .importance import thin
 from .models import GaussianMAE
 from .models import reconstruct as filled
 from .render import orbit, render
@@ -38,13 +39,13 @@ def reconstruct_splat(model: GaussianMAE, splat: Gaussians, seed: int) -> Recons
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     points, how = normalize(splat, model.spec)
-    keep = torch.randperm(len(points), generator=generator)[: model.config.encoder.points]
+    keep = thin(splat, model.config.encoder.points, model.spec.draw, generator)
     with torch.no_grad():
         groups = model.encoder.group(points[keep][None].to(device))
-        output = model(groups, model.draw_mask(groups, generator))
+        output = model(groups, model.draw_mask(groups, generator, how.to(device)))
         size = model.config.encoder.group_size
         order = output.mask.to(torch.uint8).argsort(dim=1, stable=True, descending=True)
-        truth = rows(groups.points, order)[:, :, :size].clone()
+        truth = rows(groups.points, order)[:, :, :size, :WIDTH].clone()
         truth[..., :3] += rows(groups.centers, order)[:, :, None, :3]
         truth = truth.flatten(1, 2)[0].cpu()
         made = filled(output)[0].cpu()

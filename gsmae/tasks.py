@@ -12,7 +12,20 @@ from torch import Tensor, nn
 from .batch import Batch
 from .features import FeatureSpec
 from .metrics import accuracies, confusion, part_iou
-from .models import Classifier, ClassifierConfig, GaussianMAE, MAEConfig, Segmenter, SegmenterConfig
+from .models import (
+    Classifier,
+    ClassifierConfig,
+    GaussianLatent,
+    GaussianMAE,
+    LatentOutput,
+    MAEConfig,
+    MAEOutput,
+    Segmenter,
+    SegmenterConfig,
+    effective_rank,
+)
+
+Pretraining = GaussianMAE | GaussianLatent
 
 
 class Plain:
@@ -23,34 +36,53 @@ class Plain:
 
 
 class Pretrain(Plain):
-    """Masked reconstruction; the best checkpoint has the lowest validation loss under fixed masks."""
+    """Prediction of hidden groups; the best checkpoint has the lowest validation loss under fixed masks.
+
+    A loss against targets in feature space says nothing, for the targets move: there the newest checkpoint is the best,
+    and how far apart the features of different objects are is measured, so that a collapse is seen.
+    """
 
     config = MAEConfig
     selects = ("loss", -1)
 
     @staticmethod
-    def model(config: MAEConfig, spec: FeatureSpec, generator: torch.Generator | None = None) -> GaussianMAE:
-        """The network, with weights drawn from the generator."""
-        return GaussianMAE(config, spec, generator=generator)
+    def model(config: MAEConfig, spec: FeatureSpec, generator: torch.Generator | None = None) -> Pretraining:
+        """The network of the configured objective, with weights drawn from the generator."""
+        return OBJECTIVES[config.objective](config, spec, generator=generator)
 
     def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum over the fields; each field's loss is logged."""
-        assert isinstance(model, GaussianMAE)
-        groups = model.encoder.group(batch.points)
-        output = model(groups, model.draw_mask(groups, generator), model.config.masked)
-        return output.loss, {f"loss_{name}": value for name, value in output.losses.items()}
+        """The weighted sum over the fields, each logged; or the loss of latent targets, with the features' spread."""
+        output = _predicted(model, batch, generator)
+        return output.loss, output.logs
+
+    def after_step(self, model: nn.Module, share_done: float) -> None:
+        """A teacher, where there is one, follows."""
+        if isinstance(model, GaussianLatent):
+            model.follow(share_done)
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Any]:
         """Mean loss over the objects; the masks depend only on the position of the batch."""
         sums: dict[str, float] = {}
+        pooled: list[Tensor] = []
         objects = 0
         for number, batch in enumerate(batches):
             generator = torch.Generator(batch.points.device).manual_seed(number)
-            loss, logs = self.loss(model, batch, generator)
-            for name, value in {"loss": loss, **logs}.items():
+            output = _predicted(model, batch, generator)
+            logs = output.logs
+            if isinstance(output, LatentOutput):
+                pooled.append(output.pooled)
+                logs = {"loss_latent": output.loss}
+            else:
+                logs = {"loss": output.loss, **logs}
+            for name, value in logs.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(batch)
             objects += len(batch)
-        return {name: value / objects for name, value in sums.items()} | {"objects": objects}
+        metrics = {name: value / objects for name, value in sums.items()} | {"objects": objects}
+        if pooled:
+            features = torch.cat(pooled)
+            metrics["feature_std"] = float(features.std(dim=0, unbiased=False).mean())
+            metrics["feature_rank"] = effective_rank(features)
+        return metrics
 
 
 class Classify(Plain):
@@ -126,7 +158,15 @@ class Segment(Plain):
                 "per_category": result.per_category, "objects": len(parts)}  # fmt: skip
 
 
+OBJECTIVES: dict[str, type[GaussianMAE] | type[GaussianLatent]] = {"reconstruct": GaussianMAE, "latent": GaussianLatent}
 TASKS = {"pretrain": Pretrain, "classify": Classify, "segment": Segment}
+
+
+def _predicted(model: nn.Module, batch: Batch, generator: torch.Generator) -> MAEOutput | LatentOutput:
+    assert isinstance(model, Pretraining)
+    groups = model.encoder.group(batch.points)
+    mask = model.draw_mask(groups, generator, batch.normalization)
+    return model(groups, mask, model.config.masked)
 
 
 def _labelled(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from . import checkpoint
 from .config import from_mapping
 from .errors import InputError, nearest_name
 from .features import FeatureSpec
-from .models import Classifier, Encoder, GaussianMAE, Segmenter
+from .models import Classifier, Encoder, GaussianLatent, GaussianMAE, Segmenter
 from .tasks import TASKS
 from .weights import load_weights
 
@@ -26,7 +26,7 @@ class Trained:
     path     the checkpoint folder
     """
 
-    model: GaussianMAE | Classifier | Segmenter
+    model: GaussianMAE | GaussianLatent | Classifier | Segmenter
     task: str
     spec: FeatureSpec
     state: dict[str, Any]

@@ -2,7 +2,9 @@
 
 from .encoder import Encoded, Encoder, EncoderConfig
 from .heads import Classifier, ClassifierConfig, Segmenter, SegmenterConfig
-from .mae import GaussianMAE, MAEConfig, MAEOutput, reconstruct
+from .latent import GaussianLatent, LatentOutput, effective_rank
+from .mae import GaussianMAE, MAEOutput, reconstruct
+from .masked import LatentConfig, MAEConfig
 
 __all__ = [
     "Classifier",
@@ -10,10 +12,14 @@ __all__ = [
     "Encoded",
     "Encoder",
     "EncoderConfig",
+    "GaussianLatent",
     "GaussianMAE",
+    "LatentConfig",
+    "LatentOutput",
     "MAEConfig",
     "MAEOutput",
     "Segmenter",
     "SegmenterConfig",
+    "effective_rank",
     "reconstruct",
 ]

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..shares import drawn
+
 
 class DropPath(nn.Module):
     """Drop a residual branch for whole samples in training, and scale it up for the others (arXiv 1603.09382)."""
@@ -17,7 +19,7 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        keep = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.rate)
+        keep = drawn(len(x), lambda n: x.new_empty(n, *[1] * (x.ndim - 1)).bernoulli_(1 - self.rate))
         return x * keep.div_(1 - self.rate)
 
     def extra_repr(self) -> str:
@@ -35,8 +37,15 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Each token of x looks at x, and at the context [B, S, D] if there is one."""
+        if context is None:
+            q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        else:
+            own, others = self.qkv.weight.split([x.shape[-1], 2 * x.shape[-1]])
+            q = F.linear(x, own).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            both = F.linear(torch.cat([context, x], dim=1), others)
+            k, v = both.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -53,7 +62,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block, [B, T, D] -> [B, T, D]."""
+    """One pre-norm transformer block, [B, T, D] -> [B, T, D]; x may look at a context as well, which stays as it is."""
 
     def __init__(self, width: int, heads: int, drop_path: float):
         super().__init__()
@@ -63,8 +72,9 @@ class Block(nn.Module):
         self.mlp = Mlp(width)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attention(self.norm1(x)))
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        seen = None if context is None else self.norm1(context)
+        x = x + self.drop_path(self.attention(self.norm1(x), seen))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 

@@ -11,9 +11,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..config import Config
-from ..features import FeatureSpec, normalize
-from ..gaussians import Gaussians, columns
+from ..features import FeatureSpec, expand, normalize
+from ..gaussians import WIDTH, Gaussians, columns
 from ..groups import Groups, group, select
+from ..importance import thin
 from .blocks import PositionEmbedding, initialize, stack
 from .tokenizer import Tokenizer
 
@@ -98,14 +99,14 @@ class Encoder(nn.Module):
         """Groups as this encoder wants them, from normalised Gaussians [B, N, 14]; ready groups are passed on."""
         if isinstance(points, Groups):
             return points
-        return group(points, self.spec.group, self.config.groups, self.config.candidates)
+        return group(expand(points, self.spec), self.spec.group, self.config.groups, self.config.candidates)
 
     def tokenize(self, points: Tensor) -> Tensor:
-        """Groups of Gaussians [B, G, K, 14] to tokens [B, G, D]."""
+        """Groups of Gaussians [B, G, K, C] to tokens [B, G, D]."""
         return self.tokenizer(select(points, self._embed))
 
     def locate(self, centers: Tensor) -> Tensor:
-        """Centres [B, G, 14] to position embeddings [B, G, D]."""
+        """Centres [B, G, C] to position embeddings [B, G, D]."""
         return self.position(select(centers, self._position))
 
     def transform(self, tokens: Tensor, positions: Tensor) -> Tensor:
@@ -126,21 +127,22 @@ class Encoder(nn.Module):
         """Features of whole splats.
 
         splat  Gaussians, which are normalised by the encoder's own FeatureSpec and thinned to `config.points`, drawn
-               at random as in training but always the same ones; or normalised columns, [N, 14] or [B, N, 14], which
+               as in training but always the same ones; or normalised columns, [N, 14] or [B, N, 14], which
                are taken as they are
         """
         device = self.norm.weight.device
         if isinstance(splat, Gaussians):
             points = normalize(splat, self.spec)[0].to(device)[None]
-            drawn = torch.randperm(len(splat), generator=torch.Generator().manual_seed(0))[: self.config.points]
+            drawn = thin(splat, self.config.points, self.spec.draw, torch.Generator().manual_seed(0))
             points = points[:, drawn.to(device)]
         else:
             points = splat.to(device) if splat.ndim == 3 else splat.to(device)[None]
         groups = self.group(points)
         tokens = self.transform(self.tokenize(groups.points), self.locate(groups.centers))
+        centers = groups.centers[..., :WIDTH]
         if isinstance(splat, Gaussians) or splat.ndim == 2:
-            return Encoded(tokens[0], groups.centers[0])
-        return Encoded(tokens, groups.centers)
+            return Encoded(tokens[0], centers[0])
+        return Encoded(tokens, centers)
 
 
 def thirds(depth: int) -> tuple[int, int, int]:

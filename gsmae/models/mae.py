@@ -3,64 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from ..config import Config
-from ..errors import nearest_name
 from ..features import FeatureSpec
-from ..gaussians import FIELDS, columns
-from ..groups import Groups, block_mask, masked_count, random_mask, rows, select
+from ..gaussians import WIDTH, WIDTHS, columns
+from ..groups import Groups, rows, select
 from ..ops import chamfer
 from ..ops.reference.points import chamfer_matches
-from .blocks import PositionEmbedding, initialize, initialize_decoder, stack, token
-from .encoder import Encoder, EncoderConfig
+from ..shapes import ellipsoids
+from .blocks import initialize
+from .masked import MAEConfig, Masked
 
-
-class MAEConfig(Config):
-    """The masked autoencoder; defaults are the paper's."""
-
-    encoder: EncoderConfig = EncoderConfig()
-    """the part that is kept after pretraining"""
-    decoder_depth: int = Field(default=4, ge=1)
-    """transformer blocks of the decoder, as wide as the encoder"""
-    decoder_heads: int = Field(default=6, ge=1)
-    """attention heads of the decoder; they divide the width"""
-    mask: Literal["random", "block"] = "random"
-    """which groups are hidden: any, or a contiguous block"""
-    mask_ratio: float = Field(default=0.6, gt=0, lt=1)
-    """share of the groups that is hidden, rounded down: 38 of 64"""
-    tokenize: Literal["all", "visible"] = "all"
-    """groups that pass the tokenizer. "all" as released: those that will be hidden are thrown away afterwards.
-    "visible" is much faster and in evaluation equal; in training, BatchNorm then sees only the visible groups"""
-    match: Literal["slots", "nearest"] = "slots"
-    """target of a predicted Gaussian's attributes: the Gaussian in the same slot, as released, or the one that the
-    Chamfer distance of the positions pairs it with"""
-    weights: dict[str, float] = Field(default_factory=dict)
-    """loss weights by field; those not named are one"""
-
-    @field_validator("weights")
-    @classmethod
-    def _known(cls, weights: dict[str, float]) -> dict[str, float]:
-        for name in weights:
-            if name not in FIELDS:
-                raise ValueError(f"unknown field '{name}': {nearest_name(name, FIELDS)}")
-        return weights
-
-    @model_validator(mode="after")
-    def _fits(self) -> MAEConfig:
-        if self.encoder.width % self.decoder_heads:
-            raise ValueError(f"width {self.encoder.width} is not a multiple of {self.decoder_heads} decoder heads")
-        return self
-
-    @property
-    def masked(self) -> int:
-        """How many groups of each splat are hidden."""
-        return masked_count(self.encoder.groups, self.mask_ratio)
+WEIGHTS = {"centers": 0.1}  # where the configuration names none
 
 
 @dataclass(frozen=True)
@@ -69,12 +26,14 @@ class MAEOutput:
 
     loss       scalar      weighted sum of `losses`
     losses     by field, scalars: Chamfer L2 for means, L1 for the others, not weighted
+               and, where centres are predicted, "centers"
     predicted  by field, [B, M, K, width]; means are relative to the centre
     targets    by field, [B, M, K, width], in the order of `predicted`'s slots
     mask       [B, G] bool, True = masked
     groups     the splats' groups
     encoded    [B, V, D]   features of the visible groups, in order of index
     decoded    [B, M, D]   the decoder's features of the masked groups, in order of index
+    centers    [B, M, C]   centres of the masked groups as the decoder had them, given or predicted
     """
 
     loss: Tensor
@@ -85,36 +44,25 @@ class MAEOutput:
     groups: Groups
     encoded: Tensor
     decoded: Tensor
+    centers: Tensor
+
+    @property
+    def logs(self) -> dict[str, Tensor]:
+        """What is logged beside the loss."""
+        return {f"loss_{name}": value for name, value in self.losses.items()}
 
 
-class GaussianMAE(nn.Module):
-    """The pretraining network.
-
-    config     sizes and choices
-    spec       fields that are embedded, grouped by and normalised; every embedded field is predicted
-    generator  source of the initial weights; None is torch's own
-    """
+class GaussianMAE(Masked):
+    """The pretraining network of the paper; every embedded field of the hidden groups is predicted."""
 
     def __init__(self, config: MAEConfig, spec: FeatureSpec, *, generator: torch.Generator | None = None):
-        super().__init__()
-        self.config, self.spec = config, spec
+        super().__init__(config, spec, generator=generator)
         width, size = config.encoder.width, config.encoder.group_size
-        self.encoder = Encoder(config.encoder, spec, generator=generator)
-        self.mask_token = token(width, generator)
-        self.decoder_position = PositionEmbedding(len(columns(spec.group)), width)
-        self.decoder_blocks = stack(width, config.decoder_depth, config.decoder_heads, config.encoder.drop_path)
-        self.decoder_norm = nn.LayerNorm(width)
-        self.heads = nn.ModuleDict({name: nn.Linear(width, size * FIELDS[name]) for name in spec.embed})
-        initialize(self.decoder_position, generator)
-        initialize(self.heads, generator)
-        initialize_decoder(self.decoder_blocks, generator)
-
-    def draw_mask(self, groups: Groups, generator: torch.Generator) -> Tensor:
-        """A mask [B, G] as the configuration says; on the generator's device, or for blocks the centres'."""
-        if self.config.mask == "block":
-            return block_mask(groups.centers, self.config.mask_ratio, generator)
-        batch, count, _ = groups.centers.shape
-        return random_mask(batch, count, self.config.mask_ratio, generator)
+        self.heads = nn.ModuleDict({name: nn.Linear(width, size * WIDTHS[name]) for name in spec.embed})
+        self._initialize(self.heads, generator)
+        if config.centers == "predicted":
+            self.center_head = nn.Linear(width, len(columns(spec.group)))
+            initialize(self.center_head, generator)
 
     def forward(self, points: Tensor | Groups, mask: Tensor, masked: int | None = None) -> MAEOutput:
         """Reconstruct the masked groups.
@@ -131,32 +79,44 @@ class GaussianMAE(nn.Module):
         order = mask.to(torch.uint8).argsort(dim=1, stable=True)  # visible before masked, each in order of index
         visible, hidden = order.split([mask.shape[1] - masked, masked], dim=1)
 
-        encoded = self._encode(groups, visible)
-        decoded = self._decode(encoded, rows(groups.centers, order), masked)
+        losses = {}
+        by = columns(self.spec.group)
+        centers, located = rows(groups.centers, hidden), select(rows(groups.centers, order), by)
+        if self.config.centers == "predicted":
+            encoded, found = self._encode_and_find(groups, visible, hidden)
+            losses["centers"] = F.mse_loss(found.float(), located[:, -masked:].float())
+            found = found.detach().to(located.dtype)  # the decoder's loss is not to move the centres about
+            located = torch.cat([located[:, :-masked], found], dim=1)
+            centers = centers.clone()
+            centers[..., by] = found
+        else:
+            encoded = self._encode(groups, visible)
+        decoded = self._decode(encoded, located, masked)
         predicted = self._predict(decoded)
         targets = self._targets(rows(groups.points, hidden), predicted)
-        losses = _losses(predicted, targets)
-        terms = [self.config.weights.get(name, 1.0) * loss for name, loss in losses.items()]
-        return MAEOutput(torch.stack(terms).sum(), losses, predicted, targets, mask, groups, encoded, decoded)
+        losses = _losses(predicted, targets) | losses
+        terms = [self.config.weights.get(name, WEIGHTS.get(name, 1.0)) * loss for name, loss in losses.items()]
+        loss = torch.stack(terms).sum()
+        return MAEOutput(loss, losses, predicted, targets, mask, groups, encoded, decoded, centers)
 
-    def _encode(self, groups: Groups, visible: Tensor) -> Tensor:
-        if self.config.tokenize == "all":
-            tokens = rows(self.encoder.tokenize(groups.points), visible)
-        else:
-            tokens = self.encoder.tokenize(rows(groups.points, visible))
-        return self.encoder.transform(tokens, self.encoder.locate(rows(groups.centers, visible)))
+    def _encode_and_find(self, groups: Groups, visible: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of the visible groups [B, V, D] as `_encode`, and where the hidden groups seem to lie [B, M, C].
 
-    def _decode(self, encoded: Tensor, centers: Tensor, masked: int) -> Tensor:
-        x = torch.cat([encoded, self.mask_token.to(encoded.dtype).expand(len(encoded), masked, -1)], dim=1)
-        positions = self.decoder_position(select(centers, columns(self.spec.group)))
-        for block in self.decoder_blocks:
-            x = block(x + positions)
-        return self.decoder_norm(x[:, -masked:])
+        The same blocks carry the hidden groups' tokens, which know their contents but not their centres; each looks at
+        the visible tokens with their positions and at the other hidden ones. The visible tokens do not look back.
+        """
+        tokens = self.encoder.tokenize(groups.points)
+        x, lost = rows(tokens, visible), rows(tokens, hidden)
+        positions = self.encoder.locate(rows(groups.centers, visible))
+        for block in self.encoder.blocks:
+            context = x + positions
+            x, lost = block(context), block(lost, context)
+        return self.encoder.norm(x), self.center_head(self.encoder.norm(lost))
 
     def _predict(self, decoded: Tensor) -> dict[str, Tensor]:
         size = self.config.encoder.group_size
         return {
-            name: activate(name, head(decoded).unflatten(-1, (size, FIELDS[name])), self.spec)
+            name: activate(name, head(decoded).unflatten(-1, (size, WIDTHS[name])), self.spec)
             for name, head in self.heads.items()
         }
 
@@ -177,7 +137,7 @@ def activate(field: str, x: Tensor, spec: FeatureSpec) -> Tensor:
     """From a head's output to the range that a field has in the feature space; see `FeatureSpec.normalize`.
 
     Opacities: tanh, or sigmoid where not normalised. Scales: tanh, or ReLU where not normalised. Quaternions: tanh,
-    then w := 1 - w, then unit length, so that zero is the identity. Means and SH are left as they are.
+    then w := 1 - w, then unit length, so that zero is the identity. Means, SH and shapes are left as they are.
     """
     normalized = field in spec.normalize
     if field == "opacities":
@@ -194,17 +154,23 @@ def activate(field: str, x: Tensor, spec: FeatureSpec) -> Tensor:
 def reconstruct(output: MAEOutput) -> Tensor:
     """Feature rows of the splats with every masked group replaced by its prediction, for people to look at.
 
-    returns  [B, G K, 14], masked groups first; fields that were not predicted are the masked Gaussians' own
+    returns  [B, G K, 14], masked groups first, about the centres that the decoder had; fields that were not predicted
+             are the masked Gaussians' own. Predicted shapes become scales and quats
     """
     groups = output.groups
     batch, count, _ = groups.centers.shape
     masked, size = next(iter(output.predicted.values())).shape[1:3]
     order = output.mask.to(torch.uint8).argsort(dim=1, stable=True, descending=True)
-    points, centers = rows(groups.points, order)[:, :, :size].clone(), rows(groups.centers, order)
+    points, centers = rows(groups.points, order)[:, :, :size].clone(), rows(groups.centers, order).clone()
+    centers[:, :masked] = output.centers
     for name, values in output.predicted.items():
-        points[:, :masked, :, columns([name])] = values.detach().to(points.dtype)
+        values = values.detach().to(points.dtype)
+        points[:, :masked, :, columns([name])] = values
+        if name == "shapes":
+            scales, quats = ellipsoids(values)
+            points[:, :masked, :, columns(["scales", "quats"])] = torch.cat([scales, quats], dim=-1)
     points[..., :3] += centers[:, :, None, :3]
-    return points.reshape(batch, count * size, -1)
+    return points[..., :WIDTH].reshape(batch, count * size, -1)
 
 
 def _losses(predicted: dict[str, Tensor], targets: dict[str, Tensor]) -> dict[str, Tensor]:

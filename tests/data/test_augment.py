@@ -12,9 +12,9 @@ from data import augment
 from data.augment import AUGMENTATIONS, Augmentation, Moves, draw, move_points, move_positions
 from data.harmonics import fibonacci, turning
 from data.stores import stacked, unstacked
-from data.turns import about_z, axes, product, quaternions, uniform_turns
+from data.turns import about_z, axes, product, uniform_turns
 from gsmae.features import FeatureSpec, denormalize, normalize
-from gsmae.gaussians import Gaussians, rotation_matrices, unit_quats
+from gsmae.gaussians import Gaussians, quaternions, rotation_matrices, unit_quats
 from gsmae.ops.reference.splats import sh_basis
 
 
