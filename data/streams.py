@@ -46,7 +46,8 @@ def batches(
 
     gaussians  rows of each object, taken as a window of consecutive rows that wraps at the end. Rows are packed in
                random order, so a window is a uniform sample without replacement. An object with fewer rows gives all
-               of them and begins again (`stream.short` counts such objects)
+               of them and begins again (`stream.short` counts such objects). Where `spec.draw` is "importance", rows
+               are drawn one by one instead, without replacement
     shuffle    True: a new order and new windows every epoch, for training. False: objects by uid, windows from row 0,
                for evaluation
     augment    random moves of points and queries, see `data.augment`
@@ -78,8 +79,9 @@ def batches(
     else:
         store = FileStore(dataset, spec)
     stream = BatchStream(
-        dataset, store, batch_size, gaussians, seed, shuffle, augment, queries, drop_last, workers, rank, world, pad
-    )
+        dataset, store, batch_size, gaussians, seed, shuffle, augment, queries, drop_last, workers, rank, world, pad,
+        spec.draw == "importance",
+    )  # fmt: skip
     if not len(stream):
         cause = f"{len(dataset)} objects leave no batch of {batch_size} for {world} ranks"
         raise InputError(dataset.path, cause, "use a smaller batch size, or drop_last=False")
@@ -114,12 +116,14 @@ class BatchStream:
         rank: int,
         world: int,
         pad: bool,
+        weighted: bool = False,
     ):
         self.dataset, self.store = dataset, store
         self.batch_size, self.gaussians, self.queries = batch_size, gaussians, queries
         self.seed, self.shuffle, self.augment = seed, shuffle, augment
         self.drop_last, self.workers = drop_last, workers
         self.rank, self.world, self.pad = rank, world, pad
+        self.weighted = weighted
         self.short = int((dataset.counts < gaussians).sum())
         self._uids = np.array([draws.key(uid) for uid in dataset.uids], dtype=np.uint64)
         self._part_mask = torch.zeros(len(dataset.class_names), max(dataset.n_parts, 1), dtype=torch.bool)
@@ -173,8 +177,12 @@ class BatchStream:
 
     def _batch(self, objects: np.ndarray, epoch: int) -> Batch:
         dataset, store = self.dataset, self.store
-        starts = self._starts(objects, dataset.counts, "window", epoch)
-        points = store.windows(objects, starts, self.gaussians)
+        if self.weighted:
+            moment = ("drawn", self.seed, epoch) if self.shuffle else ("drawn",)  # in evaluation always the same
+            points = store.drawn(objects, self._uids[objects] ^ np.uint64(draws.key(*moment)), self.gaussians)
+        else:
+            points = store.windows(objects, self._starts(objects, dataset.counts, "window", epoch), self.gaussians)
+        constants = store.normalization(objects)
         queries = parts = mask = None
         labels = torch.from_numpy(dataset.labels[objects])
         if self.queries is not None:
@@ -189,10 +197,10 @@ class BatchStream:
         if self.augment is not None and not self.augment.idle:
             keys = self._uids[objects] ^ np.uint64(draws.key(self.seed, "augment", epoch))
             moves = moves_of(self.augment, torch.from_numpy(draws.uniforms(keys, DRAWS))).to(store.device)
-            points = move_points(points, moves, store.normalization(objects))
+            points = move_points(points, moves, constants)
             queries = None if queries is None else move_positions(queries, moves)
         uids = tuple(dataset.uids[i] for i in objects.tolist())
-        return Batch(points, labels.to(store.device), uids, queries, parts, mask)
+        return Batch(points, labels.to(store.device), uids, queries, parts, mask, constants)
 
     def _starts(self, objects: np.ndarray, counts: np.ndarray, name: str, epoch: int) -> np.ndarray:
         """First row of each object's window: uniform over its rows in training, 0 in evaluation."""
@@ -205,8 +213,8 @@ class BatchStream:
 
 def has_fields(dataset: SplatDataset, spec: FeatureSpec) -> None:
     """Refuse features that are neutral constants in a pack of points."""
-    lacking = [f for f in FIELDS if f in {*spec.embed, *spec.group} and f not in dataset.info.fields]
-    if lacking:
+    used = {*spec.embed, *spec.group}
+    if dataset.info.fields != tuple(FIELDS) and not used.issubset(dataset.info.fields):
         here = ", ".join(dataset.info.fields)
         cause = f"its objects are points with {here}; the features embed {', '.join(spec.embed)}"
         cause += f" and group by {', '.join(spec.group)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import sys
@@ -20,9 +21,14 @@ from gsmae.files import read_json, write_json
 from gsmae.gaussians import WIDTH
 from gsmae.tasks import TASKS, Segment
 from gsmae.training import TrainConfig, train
+from gsmae.voting import voted
 from gsmae.weights import load_weights
 
+from .kept import kept_result
+from .matches import no_empty_class, part_names, same_classes
 from .verb import NO_PREFIX, Arguments, Flag, Outcome, parse, plain, preset, with_defaults
+
+log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -53,6 +59,8 @@ class FinetuneArguments(TrainArguments):
 
     init: Path | None = None
     """run whose encoder and FeatureSpec to begin with; without it: random weights"""
+    classes: tuple[str, ...] = ()
+    """only objects of these classes; none named: all (for segmentation: all that have parts)"""
 
 
 class ClassifyArguments(FinetuneArguments):
@@ -121,6 +129,8 @@ class EvaluateArguments(Arguments):
     """folder written by `gsmae pack`"""
     split: Literal["train", "val", "test"] = "test"
     """which objects"""
+    votes: int = 1
+    """looks at each object whose scores are averaged, with random windows and the moves of training; 1: no voting"""
     again: Flag = False
     """read the split again although a result is kept"""
     device: Device = "auto"
@@ -129,32 +139,33 @@ class EvaluateArguments(Arguments):
 
 def evaluate(argv: list[str]) -> Outcome:
     """gsmae evaluate"""
-    from data.datasets import SplatDataset
-
     a = parse(EvaluateArguments, "evaluate", argv)
     found = zoo.load_trained(a.run)
-    dataset = SplatDataset(a.data, split=a.split)
-    _same_names(found, dataset, a.data)
+    if a.votes < 1 or a.votes > 1 and found.task in ("pretrain", "segment"):
+        raise InputError(f"--votes {a.votes}", f"'{found.task}' does not vote" if a.votes > 1 else "at least 1")
+    dataset, left_out = same_classes(found, a.data, a.split)
     run = found.path.parent if (found.path.parent / "run.json").exists() else found.path  # a converted one stands alone
     kept = run / f"evaluation_{a.split}.json"
-    identity = {"checkpoint": found.path.name, "data": dataset.fingerprint[:12], "split": a.split}
-    if kept.exists() and not a.again:
-        before = read_json(kept)
-        if {k: before.get(k) for k in identity} == identity:
-            return _numbers({**before, "read": "kept result"}, a.as_json)
-        if a.split == "test":
-            raise InputError(
-                kept,
-                f"the test split was read before, by {before.get('checkpoint')} on {before.get('data')}",
-                "choose models on val; --again reads test once more",
-            )
+    identity: dict[str, Any] = {
+        "checkpoint": found.path.name, "data": dataset.fingerprint[:12], "split": a.split, "votes": a.votes
+    }  # fmt: skip
+    before = kept_result(kept, identity, a.split, a.again)
+    if before:
+        return _numbers(before, a.as_json)
     config = from_mapping(TrainConfig, found.state.get("train", {}), found.path / "state.json")
     device = _device(a.device)
-    stream = _stream(dataset, found.spec, config, None, "all" if found.task == "segment" else None)
+    model, task = found.model.to(device), _task(found.task, dataset)
     with torch.no_grad():
-        task = _task(found.task, dataset)
-        metrics = task.evaluate(found.model.to(device), (b.to(device) for b in stream.epoch(0)))
-    result = {**identity, "task": found.task, "classes": list(dataset.class_names), **metrics}
+        if a.votes > 1:
+            stream = _stream(dataset, found.spec, config, _augmentation(config.augment), None)
+            metrics = voted(model, ((b.to(device) for b in stream.epoch(vote)) for vote in range(a.votes)))
+        else:
+            stream = _stream(dataset, found.spec, config, None, "all" if found.task == "segment" else None)
+            metrics = task.evaluate(model, (b.to(device) for b in stream.epoch(0)))
+    voting = f"scores averaged over {a.votes} random windows and moves ('{config.augment}')" if a.votes > 1 else "none"
+    result = {**identity, "task": found.task, "classes": list(dataset.class_names), **metrics, "voting": voting}
+    if left_out:
+        result["left_out"] = left_out
     write_json(kept, result)
     return _numbers({**result, "read": "now"}, a.as_json)
 
@@ -171,17 +182,21 @@ def _parse(cls: type, verb: str, task: str, argv: list[str]) -> Any:
 
 def _run(a: Any, name: str, spec: FeatureSpec, model_config: Any, init: zoo.Trained | None) -> Outcome:
     """Train one task and say how it ended."""
-    from data.augment import AUGMENTATIONS
-    from data.datasets import SplatDataset
+    from data.datasets import opened
 
-    sets = {split: SplatDataset(a.data, split=split) for split in ("train", "val")}
+    chosen = getattr(a, "classes", ()) or None
+    found = {split: opened(a.data, split, chosen, parts=name == "segment") for split in ("train", "val")}
+    sets, left_out = {k: v[0] for k, v in found.items()}, {k: v[1] for k, v in found.items() if v[1]}
+    if left_out:
+        log.warning("%s: objects of classes without parts are left out: %s", a.data, left_out)
     dataset, device, config = sets["train"], _device(a.device), a.run.train
-    if name == "classify":
+    if name != "pretrain":
+        no_empty_class(dataset)
+    augmentation = _augmentation(config.augment)
+    if name in ("classify", "pointnet2"):
         model_config = model_config.model_copy(update={"classes": len(dataset.class_names)})
     if name == "segment":
         parts = {"parts": dataset.n_parts, "categories": len(dataset.class_names)}
-        if not parts["parts"]:
-            raise InputError(a.data, "has no part labels", "build with --parts FILE and pack again")
         model_config = model_config.model_copy(update=parts)
     task = _task(name, dataset)
     model = TASKS[name].model(model_config, spec, generator=torch.Generator().manual_seed(config.seed))
@@ -189,17 +204,16 @@ def _run(a: Any, name: str, spec: FeatureSpec, model_config: Any, init: zoo.Trai
         load_weights(model.encoder, init.model.encoder.state_dict()).require(init.path)
     header = {
         "task": name, "spec": spec.model_dump(mode="json"), "model": model_config.model_dump(mode="json"),
-        "classes": list(dataset.class_names), "parts": _part_names(dataset),
+        "classes": list(dataset.class_names), "parts": part_names(dataset),
+        "pack_classes": list(dataset.info.class_names), "left_out": left_out,
         "data": {"path": str(a.data), "hash": dataset.fingerprint[:12]},
         "init": str(init.path) if init else None,
         "init_weights": init.state["sha256"]["weights.safetensors"] if init else None, "versions": _versions(),
     }  # fmt: skip
-    if config.augment not in AUGMENTATIONS:
-        raise InputError("train.augment", f"'{config.augment}'", nearest_name(config.augment, AUGMENTATIONS))
     queries = config.queries if name == "segment" else None
     drop = len(dataset) >= config.batch_size  # BatchNorm is not to see a last batch of a few
     streams = {
-        "train": _stream(dataset, spec, config, AUGMENTATIONS[config.augment], queries, drop_last=drop),
+        "train": _stream(dataset, spec, config, augmentation, queries, drop_last=drop),
         "val": _stream(sets["val"], spec, config, None, queries and "all"),
     }
     _open_run(a.out, type(a.run)(spec=spec, model=model_config, train=config), header)
@@ -231,11 +245,6 @@ def _stream(dataset: Any, spec: FeatureSpec, config: TrainConfig, augment: Any, 
     )  # fmt: skip
 
 
-def _part_names(dataset: Any) -> list[str]:
-    """Names of the global parts, "category/part"."""
-    return [f"{category}/{part}" for category, names in dataset.part_names.items() for part in names]
-
-
 def _parts(dataset: Any) -> dict[str, list[int]]:
     """category -> its global part indices"""
     first = dataset.part_offsets
@@ -248,13 +257,12 @@ def _task(name: str, dataset: Any) -> Any:
     return TASKS[name]()
 
 
-def _same_names(found: zoo.Trained, dataset: Any, path: Path) -> None:
-    for what, ours in (("classes", dataset.class_names), ("parts", _part_names(dataset))):
-        theirs = found.state.get(what, [])
-        if found.task != "pretrain" and theirs and list(ours) != list(theirs):
-            raise InputError(
-                path, f"its {what} {list(ours)[:5]}... are not those of {found.path}: {list(theirs)[:5]}..."
-            )
+def _augmentation(name: str) -> Any:
+    from data.augment import AUGMENTATIONS
+
+    if name not in AUGMENTATIONS:
+        raise InputError("train.augment", f"'{name}'", nearest_name(name, AUGMENTATIONS))
+    return AUGMENTATIONS[name]
 
 
 def _open_run(run: Path, config: Config, header: dict[str, Any]) -> None:
