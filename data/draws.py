@@ -40,6 +40,19 @@ def uniforms(keys: int | np.ndarray, count: int) -> np.ndarray:
     return (bits(keys, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def weighted(seed: int, log_weights: np.ndarray, count: int) -> np.ndarray:
+    """Indices drawn without replacement with probability by weight, one after the other: [count] int64, ascending.
+
+    By Gumbel noise and the largest sums (arXiv 1903.06059). Where there are fewer than `count`, all of them again and
+    again.
+    """
+    n = len(log_weights)
+    if count >= n:
+        return np.arange(count) % n
+    noise = np.maximum(uniforms(seed, n), 2.0**-54)
+    return np.sort(np.argpartition(log_weights - np.log(-np.log(noise)), n - count)[n - count :])
+
+
 def permutation(n: int, seed: int) -> np.ndarray:
     """A permutation of 0..n-1 that depends on n and the key `seed` alone: [n] int64."""
     return np.argsort(bits(seed, n), kind="stable")

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from gsmae.features import FeatureSpec, Normalization, normalize
 from gsmae.gaussians import WIDTH, columns
+from gsmae.importance import log_weights
 
+from . import draws
 from .datasets import SplatDataset, to_gaussians
 
 MEANS, SCALES = (slice(columns([name])[0], columns([name])[-1] + 1) for name in ("means", "scales"))
@@ -24,6 +26,10 @@ class Store(Protocol):
 
     def windows(self, objects: np.ndarray, starts: np.ndarray, count: int) -> Tensor:
         """Rows start, start + 1, ... of each object, wrapping at its end: [B, count, 14]."""
+        ...
+
+    def drawn(self, objects: np.ndarray, seeds: np.ndarray, count: int) -> Tensor:
+        """Rows of each object, those that carry more of its look more often (`gsmae.importance`): [B, count, 14]."""
         ...
 
     def normalization(self, objects: np.ndarray) -> Normalization:
@@ -46,10 +52,14 @@ class ResidentStore:
         self.firsts = np.concatenate([[0], np.cumsum(dataset.counts)]).astype(np.int64)
         self.lengths = dataset.counts.astype(np.int64)
         self.features = torch.empty(int(self.firsts[-1]), WIDTH, device=device)
+        self.weights = np.empty(int(self.firsts[-1]) if spec.draw == "importance" else 0, dtype=np.float32)
         kept = []
         for i in range(len(dataset)):
-            points, constants = normalize(to_gaussians(dataset.rows(i), 0), spec)
+            gaussians = to_gaussians(dataset.rows(i), 0)
+            points, constants = normalize(gaussians, spec)
             self.features[self.firsts[i] : self.firsts[i + 1]] = points.to(device)
+            if len(self.weights):
+                self.weights[self.firsts[i] : self.firsts[i + 1]] = log_weights(gaussians).numpy()
             kept.append(constants)
         self.constants = stacked(kept).to(device)
         self.fields = spec.normalize
@@ -68,6 +78,13 @@ class ResidentStore:
 
     def windows(self, objects: np.ndarray, starts: np.ndarray, count: int) -> Tensor:
         return _gather(self.features, self.firsts[objects], self.lengths[objects], starts, count)
+
+    def drawn(self, objects: np.ndarray, seeds: np.ndarray, count: int) -> Tensor:
+        index = np.empty((len(objects), count), dtype=np.int64)
+        for k, (i, seed) in enumerate(zip(objects.tolist(), seeds.tolist(), strict=True)):
+            first, last = self.firsts[i], self.firsts[i + 1]
+            index[k] = first + draws.weighted(seed, self.weights[first:last], count)
+        return self.features[torch.from_numpy(index).to(self.device)]
 
     def normalization(self, objects: np.ndarray) -> Normalization:
         return unstacked(self.constants[torch.from_numpy(objects).to(self.device)], self.fields)
@@ -102,6 +119,16 @@ class FileStore:
         scales = gaussians.scales.unflatten(0, size) / radius
         points[..., SCALES] = (scales - n.scale_center) / n.scale_radius[..., None]
         return points
+
+    def drawn(self, objects: np.ndarray, seeds: np.ndarray, count: int) -> Tensor:
+        chosen = []
+        for i, seed in zip(objects.tolist(), seeds.tolist(), strict=True):  # every row is read: any may be drawn
+            gaussians = to_gaussians(self.dataset.rows(i), 0)
+            points, constants = normalize(gaussians, self.spec)
+            self.constants[i] = stacked([constants])[0]
+            self.known[i] = True
+            chosen.append(points[torch.from_numpy(draws.weighted(seed, log_weights(gaussians).numpy(), count))])
+        return torch.stack(chosen)
 
     def normalization(self, objects: np.ndarray) -> Normalization:
         return unstacked(self._stacked(objects), self.spec.normalize)
