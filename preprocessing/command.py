@@ -1,4 +1,4 @@
-"""`gsmae build` from the command line; here because its arguments hold this package's configurations."""
+"""`gsmae build` and `gsmae retry`; here because their arguments hold this package's configurations."""
 
 from __future__ import annotations
 
@@ -12,11 +12,49 @@ from pydantic import Field
 from gsmae.cli.verb import NO_PREFIX, Arguments, Flag, Outcome, parse, plain, preset, with_defaults
 from gsmae.files import read_json
 
+from .build import BuildReport
 from .build import build as build_splats
+from .engines import RayOptions, Resources, SlurmOptions
+from .limits import ObjectLimits
 from .profiles import PROFILES, BuildConfig
+from .upkeep import retry as retry_failed
+
+ANY = ObjectLimits()
 
 
-class BuildArguments(Arguments):
+class WorkArguments(Arguments):
+    """Where and how the work is done; none of it changes a splat."""
+
+    engine: Literal["local", "ray", "slurm"] = "local"
+    """where the work is done: here, on a Ray cluster, or in Slurm arrays; see docs/cluster.md"""
+    workers: Annotated[int, Field(ge=0)] = len(os.sched_getaffinity(0))
+    """objects side by side, one core each; 0 works inside this process; clusters have options of their own"""
+    ray: RayOptions = RayOptions()
+    slurm: SlurmOptions = SlurmOptions()
+    limit_seconds: Annotated[float, Field(ge=0)] = ANY.seconds
+    """wall-clock time that one object may take, 0 = any; over it, it fails as `timeout`"""
+    limit_memory: Annotated[float, Field(ge=0)] = ANY.memory
+    """GB that a worker may hold, 0 = any; over it, its object fails as `memory`"""
+    limit_faces: Annotated[int, Field(ge=1)] = ANY.faces
+    """triangles that a mesh may have"""
+    limit_side: Annotated[int, Field(ge=1)] = ANY.side
+    """pixels that a texture's longer side may have"""
+    limit_texels: Annotated[int, Field(ge=1)] = ANY.texels
+    """pixels that all textures of an object may have together"""
+
+    def limits(self) -> ObjectLimits:
+        """Those of one object."""
+        return ObjectLimits(
+            seconds=self.limit_seconds, memory=self.limit_memory, faces=self.limit_faces, side=self.limit_side,
+            texels=self.limit_texels,
+        )  # fmt: skip
+
+    def resources(self) -> Resources:
+        """What an engine may use."""
+        return Resources(workers=self.workers, ray=self.ray, slurm=self.slurm)
+
+
+class BuildArguments(WorkArguments):
     """Build a splat for every mesh below PATH. Safe to interrupt; the same command goes on where it stopped."""
 
     path: tyro.conf.Positional[Path]
@@ -29,17 +67,24 @@ class BuildArguments(Arguments):
     """tiny: seconds per object, for trials; fast: the default; paper: 72 views, 30,000 steps, SH degree 3"""
     parts: Path | None = None
     """JSON: category -> part -> patterns of material and group names; gives labelled points for segmentation"""
-    engine: Literal["local"] = "local"
-    """where the work is done"""
-    workers: Annotated[int, Field(ge=0)] = len(os.sched_getaffinity(0))
-    """objects side by side, one core each; 0 works inside this process"""
     limit: Annotated[int, Field(ge=0)] = 0
     """only the first so many objects; 0 = all"""
     seed: int = 0
     """same seed, same bytes on the CPU"""
     retry: Flag = False
-    """try objects again that failed before"""
+    """try objects again that failed before, unless they have failed three times; see also `gsmae retry`"""
     build: Annotated[BuildConfig, NO_PREFIX] = BuildConfig()
+
+
+class RetryArguments(WorkArguments):
+    """Try failed objects of a build again, with the configuration that it was begun with, and nothing else."""
+
+    path: tyro.conf.Positional[Path]
+    """a folder written by `gsmae build`"""
+    failed: str = ""
+    """only those whose kind, stage or reason match this regular expression: texture, timeout, ^load"""
+    anyway: Flag = False
+    """also those that have failed three times"""
 
 
 def build(argv: list[str]) -> Outcome:
@@ -49,13 +94,28 @@ def build(argv: list[str]) -> Outcome:
     a = parse(BuildArguments, "build", argv, default)
     report = build_splats(
         a.path, a.out, a.build, source=a.source, parts=read_json(a.parts) if a.parts else None, engine=a.engine,
-        workers=a.workers, limit=a.limit, seed=a.seed, retry=a.retry,
+        resources=a.resources(), limits=a.limits(), limit=a.limit, seed=a.seed, retry=a.retry,
     )  # fmt: skip
+    return _outcome(report, a.as_json)
+
+
+def retry(argv: list[str]) -> Outcome:
+    """gsmae retry"""
+    a = parse(RetryArguments, "retry", argv)
+    report = retry_failed(
+        a.path, a.failed, anyway=a.anyway, engine=a.engine, resources=a.resources(), limits=a.limits()
+    )
+    return _outcome(report, a.as_json)
+
+
+def _outcome(report: BuildReport, as_json: bool) -> Outcome:
     lines = [
         f"{report.done} of {report.objects} objects are splats in {report.out} "
         f"({report.already} were there before); {report.gaussians:,} Gaussians, {report.psnr:.2f} dB on test views"
     ]
     lines += [f"failed ({count}): {reason}" for reason, count in list(report.failures.items())[:20]]
     if report.failed:
-        lines.append(f"records with reasons: {a.out}/records; --retry tries failed objects again")
-    return Outcome(plain(report), 4 if report.failed else 0, a.as_json, lines)
+        lines.append(f"each with its reason and traceback in {report.out}/quarantine; again: gsmae retry {report.out}")
+    if report.given_up:
+        lines.append(f"{report.given_up} failed three times and are left alone: --anyway, after mending the cause")
+    return Outcome(plain(report), 4 if report.failed else 0, as_json, lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from gsmae.files import sha256, write_aside
 from gsmae.ply import write_ply
 
 from .cameras import test_cameras, train_cameras, val_cameras
-from .fit import fit
+from .fit import Fit, fit
+from .formats.assets import Limits
+from .limits import OutOfMemory, within_memory
 from .meshes import load_mesh
 from .profiles import BuildConfig
 from .quality import evaluate, surface_distance
@@ -33,15 +35,18 @@ def make(
     patterns: dict[str, list[str]],
     seed: int,
     entered: Callable[[str], None],
+    limits: Limits | None = None,
 ) -> dict[str, Any]:
     """Build one object and write its splat, its surface points and its picture; returns its part of the record.
 
     patterns  part -> patterns of material and group names, for this category
     entered   is told each stage: load, render, fit, quality, write
-    Raises InputError for a mesh that cannot be used or a splat that is not good enough.
+    limits    of the mesh
+    Raises InputError for a mesh that cannot be used or a splat that is not good enough, OutOfMemory where even the
+    fewest Gaussians are too many.
     """
     entered("load")
-    mesh = load_mesh(item)
+    mesh = load_mesh(item, limits=limits)
     samples = sample_surface(mesh, max(config.fit.initial, config.surface_points), seed)
 
     entered("render")
@@ -56,7 +61,19 @@ def make(
     views = {name: render_views(mesh, cameras, config.supersample).images for name, cameras in rigs.items()}
 
     entered("fit")
-    result = fit(views["train"], rigs["train"], views["val"], rigs["val"], samples, config.fit, seed)
+
+    def fitted(_: Sequence[MeshItem], cap: int) -> list[Fit]:
+        chosen = config.fit
+        if cap < chosen.cap:
+            chosen = chosen.model_copy(update={"cap": cap, "initial": min(chosen.initial, cap)})
+        return [fit(views["train"], rigs["train"], views["val"], rigs["val"], samples, chosen, seed)]
+
+    ((_, result, cap),) = within_memory(fitted, [item], 1, config.fit.cap)
+    if isinstance(result, OutOfMemory):
+        raise result
+    warnings = list(mesh.warnings)
+    if cap < config.fit.cap:
+        warnings.append(f"memory was short: fitted with at most {cap} Gaussians instead of {config.fit.cap}")
 
     entered("quality")
     quality = evaluate(result.gaussians, rigs["test"], views["test"])
@@ -92,7 +109,8 @@ def make(
         "sha256": sha256(splat),
         "bytes": splat.stat().st_size,
         "part_names": list(patterns),
-        "warnings": list(mesh.warnings),
+        "warnings": warnings,
+        "cap": cap,
     }
 
 

@@ -18,6 +18,10 @@ from gsmae.errors import GsmaeError, nearest_name
 VERBS = {
     "examples": ("datasets", "where the real example meshes lie that come with gsmae"),
     "build": ("datasets", "meshes -> a folder of Gaussian splats (.ply), one record per object"),
+    "plan": ("building", "what is left of a collection, and the hours, disk and money that it takes"),
+    "status": ("building", "how far a build is, from any shell; works after a kill, too"),
+    "retry": ("building", "try failed objects of a build again"),
+    "gc": ("building", "remove what killed builds left"),
     "pack": ("datasets", "a build -> shards (HDF5) and an index, ready for training"),
     "check": ("datasets", "look for missing, altered or broken files in a build, a pack or a splat"),
     "audit": ("auditing", "objects in two splits or categories, missing or doubled; also of bare lists"),
@@ -29,6 +33,7 @@ VERBS = {
     "pretrain": ("learning", "shards -> a pretrained encoder (Gaussian-MAE)"),
     "finetune": ("learning", "shards + encoder -> a classifier or a part segmenter"),
     "evaluate": ("learning", "measure a fine-tuned model on a split; test is read once"),
+    "reproduce": ("reproducing", "the paper's tables, or your own: all arms and seeds, resumed where it stopped"),
     "reconstruct": ("models", "what a pretrained run predicts for hidden groups: pictures and splats"),
     "embed": ("models", "features of splats by a trained encoder"),
     "convert": ("models", "released Gaussian-MAE and Point-MAE checkpoints -> ours, without unpickling code"),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing.engines import ENGINES, WorkerDied, local
+from preprocessing.engines import ENGINES, Resources, WorkerDied
+from preprocessing.engines.local import local
 
 
 def square(x: int) -> int:
@@ -26,14 +27,14 @@ def deadly(job: tuple[str, int]) -> int:
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_every_job_has_one_result_and_an_error_is_a_result(workers):
-    results = dict(local(square, range(6), workers))
+    results = dict(local(square, range(6), Resources(workers=workers)))
     assert {k: v for k, v in results.items() if k != 3} == {0: 0, 1: 1, 2: 4, 4: 16, 5: 25}
     assert isinstance(results[3], ValueError)
 
 
 def test_a_worker_that_dies_takes_no_other_job_with_it(tmp_path):
     jobs = [(str(tmp_path), x) for x in range(5)]
-    results = {job[1]: result for job, result in local(deadly, jobs, 2)}
+    results = {job[1]: result for job, result in local(deadly, jobs, Resources(workers=2))}
     assert {k: v for k, v in results.items() if k != 2} == {0: 0, 1: 1, 3: 3, 4: 4}
     assert isinstance(results[2], WorkerDied)
     assert 2 <= len(list(tmp_path.glob("2-*"))) <= 3  # it was tried again, alone, and not for ever
@@ -49,7 +50,7 @@ def slow(job: tuple[str, int]) -> None:
 def test_workers_end_with_a_parent_that_is_killed(tmp_path, number):
     code = (
         "import sys; sys.path.insert(0, sys.argv[2]); from test_engines import *; "
-        "list(local(slow, [(sys.argv[1], x) for x in range(2)], 2))"
+        "list(local(slow, [(sys.argv[1], x) for x in range(2)], Resources(workers=2)))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)])
     deadline = time.monotonic() + 100
@@ -72,4 +73,4 @@ def alive(pid: int) -> bool:
 
 
 def test_no_jobs_is_no_work():
-    assert list(ENGINES["local"](square, [], 2)) == []
+    assert list(ENGINES["local"](square, [], Resources(workers=2))) == []

@@ -1,0 +1,220 @@
+"""A process that does one job at a time and is watched while it does: how every engine gets its work done."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any
+
+from gsmae.errors import GsmaeError
+
+from .resources import Resources
+
+LOOK = 0.2  # seconds between two looks at a worker's memory and time
+PAGE = os.sysconf("SC_PAGE_SIZE")
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+class WorkerDied(GsmaeError):
+    """The worker process ended while it worked on this job: killed, out of memory, or crashed."""
+
+    def __init__(self, tries: int, what: str):
+        self.tries, self.what = tries, what
+        super().__init__(f"the worker process died {'each time of' if tries > 1 else 'on'} {tries} ({what})")
+
+    def __reduce__(self):
+        return type(self), (self.tries, self.what)
+
+
+class OverLimit(GsmaeError):
+    """A worker was ended because its job was over a limit: `kind` is "timeout" or "memory"."""
+
+    def __init__(self, kind: str, reason: str):
+        self.kind = kind
+        super().__init__(reason)
+
+    def __reduce__(self):
+        return type(self), (self.kind, str(self))
+
+
+class Worker:
+    """The parent's end of a worker process.
+
+    work   a picklable function, sent once
+    job    what it works on, None while it has nothing to do
+    ready  whether the process has come up
+    """
+
+    def __init__(self, work: Callable[[Any], Any]):
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+        before = {name: os.environ.get(name) for name in ONE_THREAD}
+        os.environ.update(ONE_THREAD)  # read when its libraries load, which may be before our first line there
+        try:
+            self.process.start()
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+        theirs.close()
+        self.job: Any = None
+        self.ready = False
+        self.since = 0.0
+
+    def give(self, job: Any) -> None:
+        """Let it work on a job."""
+        self.job, self.since = job, time.monotonic()
+        with suppress(OSError):  # it is dead; `take` will say so
+            self.connection.send(job)
+
+    def take(self) -> tuple[bool, Any]:
+        """Whether it has sent a result, and that result; EOFError where it died."""
+        try:
+            kind, value = self.connection.recv()
+        except OSError:
+            raise EOFError from None
+        self.ready = True
+        return kind == "result", value
+
+    def over(self, resources: Resources) -> OverLimit | None:
+        """What limit its job is over, if any."""
+        took = time.monotonic() - self.since
+        if resources.seconds and took > resources.seconds:
+            return OverLimit("timeout", f"timeout: not done after {resources.seconds:g} s")
+        if resources.memory and _resident(self.process.pid) > resources.memory:
+            return OverLimit("memory", f"memory: the worker holds more than {resources.memory / 2**30:.3g} GB")
+        return None
+
+    def end(self) -> str:
+        """Kill it, if it still runs; returns how it ended, in words."""
+        self.process.kill()
+        self.process.join()
+        code = self.process.exitcode or 0
+        self.connection.close()
+        self.process.close()
+        if code >= 0:
+            return f"exit code {code}"
+        return signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
+
+
+class NoWorkers(GsmaeError):
+    """Worker processes cannot be started at all."""
+
+    def __init__(self, how: str):
+        self.how = how
+        super().__init__(
+            f"worker processes cannot start ({how}); a script that builds needs `if __name__ == '__main__':` around it"
+        )
+
+    def __reduce__(self):
+        return type(self), (self.how,)
+
+
+class Starts:
+    """Counts workers that died before they came up, and gives up after five in a row."""
+
+    def __init__(self) -> None:
+        self.failed = 0
+
+    def came_up(self) -> None:
+        self.failed = 0
+
+    def died(self, how: str) -> None:
+        self.failed += 1
+        if self.failed == 5 or how.startswith("exit code"):
+            raise NoWorkers(how)
+
+
+class Seat:
+    """One worker at a time, for a process that is itself a worker of somebody else's engine."""
+
+    def __init__(self) -> None:
+        self.worker: Worker | None = None
+        self.key: Any = None
+
+    def do(self, work: Callable[[Any], Any], job: Any, resources: Resources, key: Any = None) -> Any:
+        """The job's result or error; the worker is kept while `key` (the build, its GPUs) stays the same."""
+        how, starts = "", Starts()
+        if self.worker is not None and key != self.key:
+            self.leave()
+        for _ in range(resources.tries):
+            while True:
+                if self.worker is None:
+                    self.worker, self.key = Worker(work), key
+                worker = self.worker
+                try:
+                    while not worker.ready:
+                        worker.take()
+                    break
+                except EOFError:
+                    starts.died(self.leave())
+            worker.give(job)
+            try:
+                while True:
+                    if worker.connection.poll(LOOK):
+                        got, value = worker.take()
+                        if got:
+                            return value
+                    elif (error := worker.over(resources)) is not None:
+                        self.leave()
+                        return error
+            except EOFError:
+                how = self.leave()
+        return WorkerDied(resources.tries, how)
+
+    def leave(self) -> str:
+        """End the worker; returns how it ended."""
+        worker, self.worker = self.worker, None
+        return worker.end() if worker is not None else ""
+
+
+def caught(work: Callable[[Any], Any], job: Any) -> Any:
+    """The job's result, or the exception that it raised."""
+    try:
+        return work(job)
+    except Exception as error:
+        try:
+            ForkingPickler.loads(ForkingPickler.dumps(error))  # type: ignore[attr-defined]
+        except Exception:
+            return RuntimeError(f"{type(error).__name__}: {error}")
+        return error
+
+
+def _serve(connection: Any, work: Callable[[Any], Any]) -> None:
+    """What a worker process does: one thread, jobs until its parent is gone."""
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # Slurm sends the last two to a whole task
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    try:
+        connection.send(("ready", None))
+        while True:
+            connection.send(("result", caught(work, connection.recv())))
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed must not go on for the rest of its object."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _resident(pid: int | None) -> int:
+    """Bytes of memory that a process holds now."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+    except (OSError, IndexError, ValueError):
+        return 0

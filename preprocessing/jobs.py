@@ -1,0 +1,104 @@
+"""What a worker does: objects from mesh to committed record, whatever happens to some of them."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from . import ledgers, notes
+from .records import NOT_THE_OBJECTS_FAULT, Order, blank, commit, commit_failure, finished
+from .sources import MeshItem
+
+
+def build_objects(items: tuple[MeshItem, ...], order: Order) -> list[dict[str, Any]]:
+    """One job: the records of these objects, all committed when it returns."""
+    return [build_object(item, order) for item in items]
+
+
+def build_object(item: MeshItem, order: Order) -> dict[str, Any]:
+    """One object from mesh to committed record; a failure is a record too, with stage and reason.
+
+    Raises OSError where the folder cannot be written, Superseded where it belongs to a later build.
+    """
+    notes.check(order.out, order.token)
+    before = finished(order, item)
+    if before is not None and before["status"] == "done":  # by a worker that was killed before it could tell
+        return before
+    watch = Watch(order.out, item.uid)
+    try:
+        found = item.path.stat()
+        watch.enter("load")
+        make = order.make
+        if make is None:
+            from .objects import make  # torch and the renderers load in the worker, not in the parent's start
+        patterns, seed = order.parts.get(item.category, {}), object_seed(order.seed, item.uid)
+        made = make(item, order.out, order.config, patterns, seed, watch.enter, order.limits.mesh)
+    except Exception as error:
+        # what cannot be written is the folder's fault; what cannot be read may be the object's
+        if isinstance(error, OSError) and (error.errno in NOT_THE_OBJECTS_FAULT or watch.stage == "write"):
+            raise
+        return commit_failure(order, item, watch.stage, error, watch.run())
+    notes.check(order.out, order.token)
+    run = watch.run()
+    record = {
+        **blank(order, item), "status": "done", **made, "mesh_bytes": found.st_size,
+        "mesh_mtime_ns": found.st_mtime_ns, "seconds": run["seconds"], "run": run,
+    }  # fmt: skip
+    return commit(order, item, record)
+
+
+def object_seed(seed: int, uid: str) -> int:
+    """A seed of its own for each object, the same wherever and in whichever order it is built."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{uid}".encode()).digest()[:4], "big")
+
+
+class Watch:
+    """The time that each stage of one object takes, and the most memory."""
+
+    def __init__(self, out: Path, uid: str):
+        self.out, self.uid, self.stage = out, uid, ""
+        self.begun, self.since = time.time(), time.monotonic()
+        self.start = self.since
+        self.stages: dict[str, float] = {}
+        _forget_peak()
+
+    def enter(self, stage: str) -> None:
+        """The next stage begins."""
+        self._close()
+        self.stage = stage
+        notes.note(self.out, self.uid, stage, self.begun)
+
+    def run(self) -> dict[str, Any]:
+        """Seconds by stage and in all, machine, peak memory in bytes, and when it ended."""
+        self._close()
+        return {
+            "seconds": round(time.monotonic() - self.start, 2),
+            "stages": {name: round(seconds, 3) for name, seconds in self.stages.items()},
+            "machine": ledgers.machine(), "host": socket.gethostname(), "peak_memory": _peak(),
+            "finished": round(time.time(), 3),
+        }  # fmt: skip
+
+    def _close(self) -> None:
+        now = time.monotonic()
+        if self.stage:
+            self.stages[self.stage] = self.stages.get(self.stage, 0.0) + now - self.since
+        self.since = now
+
+
+def _forget_peak() -> None:
+    with suppress(OSError):  # the peak is then that of the process
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> int:
+    """Most bytes of memory that this process held since `_forget_peak`."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
