@@ -21,10 +21,17 @@ class InputError(GsmaeError):
 
     def __init__(self, path: str | Path, cause: str, cure: str = ""):
         self.path, self.cause, self.cure = str(path), cause, cure
-        super().__init__(f"{path}: {cause}" + (f" ({cure})" if cure else ""))
+        super().__init__(printable(f"{path}: {cause}" + (f" ({cure})" if cure else "")))
 
     def __reduce__(self):  # Exception's own would call __init__ with the one message
         return type(self), (self.path, self.cause, self.cure)
+
+
+def printable(text: str) -> str:
+    """The text with control characters (and what is no character) spelt out: names come from strangers' files."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gsmae.errors import InputError
+from gsmae.errors import GsmaeError, InputError
 from gsmae.files import sha256
 
 from .formats import READERS, Assets, RawMesh
@@ -43,6 +43,7 @@ class Mesh:
     mesh_to_splat   [4, 4] float64, takes the file's coordinates to these
     sha256          of the mesh file
     warnings        what the file names but does not have, in words
+    path            the mesh file, for messages
     """
 
     vertices: np.ndarray
@@ -59,6 +60,7 @@ class Mesh:
     mesh_to_splat: np.ndarray
     sha256: str
     warnings: tuple[str, ...]
+    path: Path = Path("mesh")
 
     @cached_property
     def pyramids(self) -> tuple[tuple[np.ndarray, ...], ...]:
@@ -95,7 +97,14 @@ def load_mesh(
     if size > MAX_BYTES:
         raise InputError(path, f"{size / 2**30:.1f} GB; mesh files may have {MAX_BYTES >> 30} GB")
     assets = Assets(path, None if root is None else Path(root), limits)
-    raw = reader(path, assets)
+    try:
+        raw = reader(path, assets)
+    except InputError:
+        raise
+    except GsmaeError as error:  # of a part that does not know the file
+        raise InputError(path, str(error), "cut its faces into triangles before") from None
+    except MemoryError:
+        raise InputError(path, "needs more memory than this process may take", "simplify the mesh") from None
     if len(raw.faces) == 0:
         raise InputError(path, "contains no faces", "point clouds and curves have no surface to show")
     assets.count_faces(len(raw.faces))
@@ -116,6 +125,7 @@ def load_mesh(
         mesh_to_splat=transform,
         sha256=sha256(path),
         warnings=(*raw.warnings, *assets.warnings),
+        path=path,
     )
 
 

@@ -46,7 +46,7 @@ def sample_surface(mesh: Mesh, count: int, seed: int) -> SurfaceSamples:
     area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
     area = np.cumsum(np.where(mesh.colors[..., 3].max(axis=1) >= FAINT, area, 0))
     if not area[-1] > 0:
-        raise InputError("mesh", "no face is visible", "is its material fully transparent?")
+        raise InputError(mesh.path, "no face is visible", "is its material fully transparent?")
     kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     left, barren = count, 0
     while left > 0:
@@ -62,7 +62,7 @@ def sample_surface(mesh: Mesh, count: int, seed: int) -> SurfaceSamples:
         left -= len(seen)
         barren = 0 if len(seen) else barren + 1
         if barren == 100:
-            raise InputError("mesh", "its textures are transparent all over", "there is nothing to show")
+            raise InputError(mesh.path, "its textures are transparent all over", "there is nothing to show")
     faces, weights, rgba = (np.concatenate(values) for values in zip(*kept, strict=True))
     normals = (mesh.normals[faces] * weights[..., None]).sum(axis=1)
     length = np.linalg.norm(normals, axis=1, keepdims=True)

@@ -12,10 +12,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gsmae.errors import InputError
+from gsmae.errors import InputError, printable
 
 MAX_BYTES = 64 << 20  # of one referenced file
 MAX_BUFFER = 2 << 30  # of one that holds a mesh's numbers
+MAX_NAMES = 5000  # distinct files that a mesh may name
+MAX_WARNINGS = 100
+LONGEST = 400  # characters of a warning
+STRIP = 256  # rows of a picture that are unpacked at once
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TGA")
 
 
@@ -56,11 +60,26 @@ class Assets:
         self._texels = 0
         self.folder = path.absolute().parent.resolve()
         self.root = (root if root is not None else object_folder(path)).resolve()
-        self.warnings: list[str] = []
+        self._warnings: dict[str, None] = {}
+        self._found: dict[str, Path | None] = {}
         self._images: dict[Path, np.ndarray | None] = {}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What could not be used, in words; of very many the first."""
+        told = tuple(self._warnings)
+        more = len(told) - MAX_WARNINGS
+        return told if more <= 0 else (*told[:MAX_WARNINGS], f"and {more} more such warnings")
 
     def find(self, name: str) -> Path | None:
         """The file that `name` stands for, or None where there is none or it lies outside."""
+        if name not in self._found:
+            if len(self._found) >= MAX_NAMES:
+                raise InputError(self.path, f"names more than {MAX_NAMES} files", "is it one object?")
+            self._found[name] = self._look_for(name)
+        return self._found[name]
+
+    def _look_for(self, name: str) -> Path | None:
         for path in self._candidates(name):
             try:
                 found = _any_case(self.root, path.relative_to(self.root)) if path.is_relative_to(self.root) else None
@@ -131,8 +150,7 @@ class Assets:
 
     def warn(self, text: str) -> None:
         """Remember a warning once."""
-        if text not in self.warnings:
-            self.warnings.append(text)
+        self._warnings.setdefault(printable(text[:LONGEST]))
 
     def _bytes(self, path: Path, limit: int) -> bytes:
         size = path.stat().st_size
@@ -145,7 +163,11 @@ def _rgba(picture: Image.Image) -> np.ndarray:
     """A picture, unpacked, as [h, w, 4] uint8."""
     if picture.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip instead of scale
         picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
-    out = np.array(picture.convert("RGBA"))
+    picture.load()
+    out = np.empty((picture.height, picture.width, 4), dtype=np.uint8)
+    for top in range(0, picture.height, STRIP):  # whole, a large picture would be in memory four times
+        strip = picture.crop((0, top, picture.width, min(top + STRIP, picture.height)))
+        out[top : top + STRIP] = np.asarray(strip.convert("RGBA"))
     if out[..., 3].max(initial=0) == 0:  # an alpha channel that nobody filled in
         out[..., 3] = 255
     return out

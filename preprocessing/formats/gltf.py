@@ -33,7 +33,7 @@ def read_gltf(path: Path, assets: Assets) -> RawMesh:
     try:
         scene = _Scene(Container(path, assets))
         return merge(path, list(scene.pieces()), "y")
-    except (TypeError, AttributeError, KeyError, ValueError, OverflowError) as error:  # JSON of another shape
+    except (TypeError, AttributeError, LookupError, ValueError, ArithmeticError) as error:  # JSON of another shape
         cause = f"not readable as glTF: {type(error).__name__}: {str(error)[:80]}"
         raise InputError(path, cause, "the file is damaged or not what its name says") from None
 
@@ -86,19 +86,28 @@ class _Scene:
         position = self.file.entry("accessors", attributes["POSITION"])
         if "KHR_draco_mesh_compression" in primitive.get("extensions", {}) and "bufferView" not in position:
             raise self.file.damaged("is compressed (KHR_draco_mesh_compression)", "export it uncompressed")
-        points = self.file.array(attributes["POSITION"], (3,)).astype(np.float64)
+        count = self.file.count(attributes["POSITION"])
+        corners, mode = (
+            self.file.count(primitive["indices"]) if "indices" in primitive else count,
+            primitive.get("mode", 4),
+        )
+        self.faces += corners // 3 if mode == 4 else max(corners - 2, 0)
+        self.file.assets.count_faces(self.faces)
         if "indices" in primitive:
             index = self.file.array(primitive["indices"], (1,))[:, 0].astype(np.int64)
         else:
-            index = np.arange(len(points))
-        if len(index) and index.max() >= len(points):
-            raise self.file.damaged(f"a face names vertex {index.max()} of {len(points)}")
-        faces = self._triangles(index, primitive.get("mode", 4))
-        self.faces += len(faces)
-        self.file.assets.count_faces(self.faces)
+            index = np.arange(count)
+        if len(index) and not 0 <= index.min() <= index.max() < count:
+            raise self.file.damaged(f"a face names vertex {index.max()} of {count}")
+        faces = self._triangles(index, mode)
+        rows = None
+        if count > 3 * len(faces):  # many primitives may share one long array
+            rows, faces = np.unique(faces, return_inverse=True)
+            faces = faces.reshape(-1, 3)
+        points = self.file.array(attributes["POSITION"], (3,), rows).astype(np.float64)
         world = self.worlds[number][None]
         if "skin" in node and "JOINTS_0" in attributes:
-            world = self._skin(node["skin"], attributes, len(points))
+            world = self._skin(node["skin"], attributes, count, rows)
         with np.errstate(over="ignore", invalid="ignore"):  # whether positions are finite is checked by the caller
             moved = (world[:, :3, :3] @ points[:, :, None])[:, :, 0] + world[:, :3, 3]
         if mirrored(world[0]):
@@ -106,9 +115,9 @@ class _Scene:
         material, slot = self._material(primitive.get("material"), "COLOR_0" in attributes)
         return Piece(
             moved, faces, material, group,
-            normals=self._normals(attributes, world, faces, len(points)),
-            uvs=self._uvs(attributes, slot, faces, len(points)),
-            colors=self._colors(attributes, primitive.get("material"), faces, len(points)),
+            normals=self._normals(attributes, world, faces, count, rows),
+            uvs=self._uvs(attributes, slot, faces, count, rows),
+            colors=self._colors(attributes, primitive.get("material"), faces, count, rows),
         )  # fmt: skip
 
     def _triangles(self, index: np.ndarray, mode: Any) -> np.ndarray:
@@ -121,57 +130,58 @@ class _Scene:
             raise self.file.damaged(f"has primitives of the unknown mode {str(mode)[:20]}")
         return index[(strip if mode == 5 else fan)(len(index))]
 
-    def _skin(self, number: Any, attributes: dict[str, Any], count: int) -> np.ndarray:
+    def _skin(self, number: Any, attributes: dict[str, Any], count: int, rows: np.ndarray | None) -> np.ndarray:
         """The matrix of every vertex [n, 4, 4] in the pose of its joints."""
         skin = self.file.entry("skins", number)
         joints = np.stack([self.worlds.get(joint, np.eye(4)) for joint in skin["joints"]])
         if "inverseBindMatrices" in skin:
             inverse = self.file.array(skin["inverseBindMatrices"], (16,)).reshape(-1, 4, 4).swapaxes(1, 2)
             joints = joints @ inverse[: len(joints)]
-        which = self._vertex_values(attributes["JOINTS_0"], (4,), count).astype(np.int64)
-        weights = self._vertex_values(attributes["WEIGHTS_0"], (4,), count).astype(np.float64)
-        if which.max(initial=0) >= len(joints):
+        which = self._vertex_values(attributes["JOINTS_0"], (4,), count, rows).astype(np.int64)
+        weights = self._vertex_values(attributes["WEIGHTS_0"], (4,), count, rows).astype(np.float64)
+        if len(which) and not 0 <= which.min() <= which.max() < len(joints):
             raise self.file.damaged(f"a vertex names joint {which.max()} of {len(joints)}")
         total = weights.sum(1, keepdims=True)
         return np.einsum("nj,njab->nab", weights / np.where(total > 0, total, 1), joints[which])
 
-    def _vertex_values(self, accessor: Any, widths: tuple[int, ...], count: int) -> np.ndarray:
-        values = self.file.array(accessor, widths)
-        if len(values) != count:
-            raise self.file.damaged(f"has {count} positions but {len(values)} of another attribute")
-        return values
+    def _vertex_values(self, accessor: Any, widths: tuple[int, ...], count: int, rows: np.ndarray | None) -> np.ndarray:
+        if self.file.count(accessor) != count:
+            raise self.file.damaged(f"has {count} positions but {self.file.count(accessor)} of another attribute")
+        return self.file.array(accessor, widths, rows)
 
     def _normals(
-        self, attributes: dict[str, Any], world: np.ndarray, faces: np.ndarray, count: int
+        self, attributes: dict[str, Any], world: np.ndarray, faces: np.ndarray, count: int, rows: np.ndarray | None
     ) -> np.ndarray | None:
         if "NORMAL" not in attributes:
             return None
-        normals = self._vertex_values(attributes["NORMAL"], (3,), count).astype(np.float64)
+        normals = self._vertex_values(attributes["NORMAL"], (3,), count, rows).astype(np.float64)
         turned = np.linalg.pinv(world[:, :3, :3]).swapaxes(1, 2) @ normals[:, :, None]
         return turned[:, :, 0][faces]
 
     def _uvs(
-        self, attributes: dict[str, Any], slot: dict[str, Any], faces: np.ndarray, count: int
+        self, attributes: dict[str, Any], slot: dict[str, Any], faces: np.ndarray, count: int, rows: np.ndarray | None
     ) -> np.ndarray | None:
         """Texture coordinates of the base colour, v up."""
         change = slot.get("extensions", {}).get("KHR_texture_transform", {})
         name = f"TEXCOORD_{change.get('texCoord', slot.get('texCoord', 0))}"
         if not slot or name not in attributes:
             return None
-        uv = self._vertex_values(attributes[name], (2,), count).astype(np.float64)
+        uv = self._vertex_values(attributes[name], (2,), count, rows).astype(np.float64)
         uv = uv * np.array(change.get("scale", (1, 1)), dtype=np.float64)
         turn = float(change.get("rotation", 0))
         c, s = np.cos(turn), np.sin(turn)
         uv = uv @ np.array([[c, -s], [s, c]]) + np.array(change.get("offset", (0, 0)), dtype=np.float64)
         return (uv * (1, -1) + (0, 1))[faces]
 
-    def _colors(self, attributes: dict[str, Any], material: Any, faces: np.ndarray, count: int) -> np.ndarray | None:
+    def _colors(
+        self, attributes: dict[str, Any], material: Any, faces: np.ndarray, count: int, rows: np.ndarray | None
+    ) -> np.ndarray | None:
         """Vertex colours as sRGB; their opacity counts where the material blends."""
         if "COLOR_0" not in attributes:
             return None
-        values = self._vertex_values(attributes["COLOR_0"], (3, 4), count)
+        values = self._vertex_values(attributes["COLOR_0"], (3, 4), count, rows)
         top = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1  # bytes whose flag was forgotten
-        colors = np.ones((count, 4))
+        colors = np.ones((len(values), 4))
         colors[:, : values.shape[1]] = np.clip(np.nan_to_num(values / top), 0, 1)
         colors[:, :3] = _srgb(colors[:, :3])
         if material is None or self.file.entry("materials", material).get("alphaMode") != "BLEND":

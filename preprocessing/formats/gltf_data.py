@@ -18,7 +18,7 @@ from .assets import Assets
 
 TYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
-MAX_COUNT = 5_000_000  # elements of an accessor without data
+MAX_COPIED = 1 << 28  # bytes of accessors that are not in the file as they are: sparse ones and those without data
 # extensions a file may require: those that change nothing we show, and those that we know
 READ = ("KHR_texture_transform", "KHR_mesh_quantization", "EXT_texture_webp", "KHR_lights_punctual", "KHR_xmp")
 
@@ -45,6 +45,8 @@ class Container:
         if unknown:
             raise self.damaged(f"needs {', '.join(unknown)[:100]}, which is not read", "export it uncompressed")
         self._buffers: dict[int, bytes] = {}
+        self._arrays: dict[int, np.ndarray] = {}
+        self._copied = 0
 
     def damaged(self, cause: str, cure: str = "the file is damaged") -> InputError:
         return InputError(self.path, cause, cure)
@@ -58,24 +60,38 @@ class Container:
             raise self.damaged(f"number {number} of its {kind} is not an object")
         return entries[number]
 
-    def array(self, number: Any, widths: tuple[int, ...]) -> np.ndarray:
-        """An accessor as [count, width] of its own type, floats where it is normalised; width is one of `widths`."""
+    def array(self, number: Any, widths: tuple[int, ...], rows: np.ndarray | None = None) -> np.ndarray:
+        """An accessor as [count, width] of its own type, floats where it is normalised; width is one of `widths`.
+
+        rows  only these, in this order: whoever needs few of many then makes few
+        """
         entry = self.entry("accessors", number)
         dtype, width = self._dtype(entry), WIDTHS.get(entry.get("type", ""), 0)
         if width not in widths:
             raise self.damaged(f"accessor {number} has the type {entry.get('type')}")
-        count = self._whole(entry, "count")
-        if "bufferView" in entry:
-            values = self._view(entry["bufferView"], self._whole(entry, "byteOffset"), count, width, dtype)
-        elif count > MAX_COUNT:
-            raise self.damaged(f"accessor {number} promises {count} elements without data")
-        else:
-            values = np.zeros((count, width), dtype)
-        if "sparse" in entry:
-            values = self._sparse(values.copy(), entry["sparse"], width, dtype)
+        if number not in self._arrays:
+            self._arrays[number] = self._values(number, entry, width, dtype)
+        values = self._arrays[number] if rows is None else self._arrays[number][rows]
         if entry.get("normalized") and dtype.kind in "iu":
             values = np.maximum(values / np.iinfo(dtype).max, -1.0)
         return values
+
+    def count(self, number: Any) -> int:
+        """How many elements an accessor has."""
+        return self._whole(self.entry("accessors", number), "count")
+
+    def _values(self, number: int, entry: dict[str, Any], width: int, dtype: np.dtype) -> np.ndarray:
+        count = self._whole(entry, "count")
+        if "bufferView" not in entry or "sparse" in entry:
+            self._copied += count * width * dtype.itemsize
+            if self._copied > MAX_COPIED:
+                how = "without data" if "bufferView" not in entry else "in sparse form"
+                raise self.damaged(f"accessor {number} promises {count} elements {how}, which is too much")
+        if "bufferView" in entry:
+            values = self._view(entry["bufferView"], self._whole(entry, "byteOffset"), count, width, dtype)
+        else:
+            values = np.zeros((count, width), dtype)
+        return self._sparse(values.copy(), entry["sparse"], width, dtype) if "sparse" in entry else values
 
     def image_bytes(self, entry: dict[str, Any]) -> bytes | None:
         """An image's encoded bytes where they are in the container; None where it names a file."""

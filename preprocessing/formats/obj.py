@@ -21,6 +21,7 @@ from .polygons import triangulate
 from .raw import GREY, WHITE, Material, RawMesh, blocks, numbers, unit_range
 
 LINE = re.compile(r"[^\r\n]+")
+RELATIVE = re.compile(r"-[0-9]{1,18}")
 
 
 @dataclass
@@ -124,7 +125,7 @@ def _absolute(face: str, lines: _Lines) -> str:
     counts = (len(lines.v), len(lines.vt), len(lines.vn))
     return " ".join(
         "/".join(
-            str(counts[place] + 1 + int(index)) if index.startswith("-") and index[1:].isdigit() else index
+            str(counts[place] + 1 + int(index)) if RELATIVE.fullmatch(index) else index
             for place, index in zip(range(3), corner.split("/"), strict=False)
         )
         for corner in face.split()
@@ -206,9 +207,13 @@ def _attribute(path: Path, lines: list[str], width: int, index: np.ndarray, what
 def _libraries(names: list[str], assets: Assets) -> dict[str, Material]:
     """Materials of every library named; `mtllib a b` is one name with a space, or else two."""
     found: dict[str, Material] = {}
-    for entry in names:
+    read: set[Path | None] = set()
+    for entry in dict.fromkeys(names):
         whole = assets.find(entry) is not None
         for name in [entry] if whole else entry.split():
+            if (file := assets.find(name)) in read and file is not None:
+                continue
+            read.add(file)
             try:
                 text = assets.read(name).decode("utf-8", errors="replace")
             except FileNotFoundError:
@@ -221,5 +226,6 @@ def _libraries(names: list[str], assets: Assets) -> dict[str, Material]:
 def _index(values: list[str], run: np.ndarray) -> tuple[list[str], np.ndarray]:
     """Distinct names in order of appearance, and for each face the name of its run."""
     distinct = list(dict.fromkeys(values))
-    place = np.array([distinct.index(value) for value in values], dtype=np.int32)
+    number = {value: i for i, value in enumerate(distinct)}
+    place = np.array([number[value] for value in values], dtype=np.int32)
     return distinct, place[run] if len(place) else np.zeros(0, dtype=np.int32)

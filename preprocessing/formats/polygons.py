@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
+
 import numpy as np
+
+from gsmae.errors import GsmaeError
+
+MAX_WORK = 5e7  # corners squared of all concave polygons: one of 7,000 corners takes some seconds
 
 
 @np.errstate(over="ignore", invalid="ignore")  # whether positions are finite is checked when the mesh is complete
@@ -12,6 +18,7 @@ def triangulate(points: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.
     points   [M, 3] the corners' positions, polygon after polygon
     counts   [P] corners of each polygon; one of fewer than 3 gives no triangle
     returns  corners [T, 3] int64, rows of `points`; polygon [T] int64, which polygon each triangle belongs to
+    Raises GsmaeError for polygons whose corners would take minutes; who knows the file adds its name.
     """
     starts = np.cumsum(counts) - counts
     corners, owners = [], []
@@ -23,9 +30,14 @@ def triangulate(points: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.
         first, second = _split_quads(points[starts[four, None] + np.arange(4)])
         corners += [starts[four, None] + first, starts[four, None] + second]
         owners += [four, four]
+    work = 0.0
     for polygon in np.flatnonzero(counts > 4):
         start, count = int(starts[polygon]), int(counts[polygon])
-        triangles = start + _clip_ears(points[start : start + count])
+        flat = _flattened(points[start : start + count])
+        work += 0 if flat is None else count**2
+        if work > MAX_WORK:
+            raise GsmaeError(f"has concave polygons of too many corners, one of {count}")
+        triangles = start + (fan(count) if flat is None else _clip_ears(flat))
         corners.append(triangles)
         owners.append(np.full(len(triangles), polygon))
     corner, owner = np.concatenate(corners), np.concatenate(owners)
@@ -55,38 +67,66 @@ def _split_quads(quads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(concave, [1, 2, 3], [0, 1, 2]), np.where(concave, [1, 3, 0], [0, 2, 3])
 
 
-def _clip_ears(points: np.ndarray) -> np.ndarray:
-    """Triangles [n - 2, 3] of one polygon [n, 3], by ear clipping in the plane that it is seen largest in."""
-    count = len(points)
-    fan = np.array([(0, i, i + 1) for i in range(1, count - 1)])
+def _flattened(points: np.ndarray) -> np.ndarray | None:
+    """A polygon [n, 3] in the plane that it is seen largest in, [n, 2], counter-clockwise; None where a fan will do."""
     following = np.roll(points, -1, axis=0)
     normal = np.cross(points - points[0], following - points[0]).sum(0)
     drop = int(np.abs(normal).argmax())
     flat = np.delete(points, drop, axis=1) * (1 if (normal[drop] > 0) == (drop != 1) else -1, 1)
     sides = _cross(flat, np.roll(flat, -1, axis=0), np.roll(flat, -2, axis=0))
-    if not np.isfinite(sides).all() or (sides >= 0).all():
-        return fan
-    left, out = list(range(count)), []
-    while len(left) > 3:
-        for i in range(len(left)):
-            a, b, c = left[i - 1], left[i], left[(i + 1) % len(left)]
-            if _cross(flat[a], flat[b], flat[c]) <= 0:
-                continue
-            others = flat[[j for j in left if j not in (a, b, c)]]
-            inside = (
-                (_cross(flat[a], flat[b], others) >= 0)
-                & (_cross(flat[b], flat[c], others) >= 0)
-                & (_cross(flat[c], flat[a], others) >= 0)
-            )
-            # a corner that repeats one of the ear's own does not lie inside it (polygons with bridges to their holes)
-            own = (others[:, None] == flat[[a, b, c]]).all(-1).any(-1)
-            if not (inside & ~own).any():
-                out.append((a, b, c))
-                del left[i]
-                break
-        else:  # crosses itself: no ear is left, so the rest is a fan like everybody's
-            return np.array([*out, *((left[0], left[i], left[i + 1]) for i in range(1, len(left) - 1))])
-    return np.array([*out, tuple(left)])
+    return None if not np.isfinite(sides).all() or (sides >= 0).all() else flat
+
+
+def _clip_ears(flat: np.ndarray) -> np.ndarray:
+    """Triangles [n - 2, 3] of one polygon [n, 2] by ear clipping.
+
+    Always the ear with the lowest corner is cut. A corner that is none is looked at again only when a neighbour of it
+    or the corner that lay in its way is gone.
+    """
+    count = len(flat)
+    alive = np.ones(count, dtype=bool)
+    before, after = np.roll(np.arange(count), 1), np.roll(np.arange(count), -1)
+    waiting: dict[int, list[int]] = {}  # corner -> those whose ear it lies in
+    queue, queued, out, left = list(range(count)), set(range(count)), [], count
+    while left > 3 and queue:
+        b = heapq.heappop(queue)
+        queued.discard(b)
+        if not alive[b]:
+            continue
+        a, c = int(before[b]), int(after[b])
+        if _cross(flat[a], flat[b], flat[c]) <= 0:
+            continue
+        blocker = _inside(flat, alive, a, b, c)
+        if blocker >= 0:
+            waiting.setdefault(blocker, []).append(b)
+            continue
+        out.append((a, b, c))
+        alive[b], after[a], before[c], left = False, c, a, left - 1
+        for corner in (a, c, *waiting.pop(b, ())):
+            if corner not in queued:
+                queued.add(corner)
+                heapq.heappush(queue, corner)
+    rest = np.flatnonzero(alive).tolist()  # more than three where it crosses itself: then a fan like everybody's
+    return np.array([*out, *((rest[0], rest[i], rest[i + 1]) for i in range(1, left - 1))])
+
+
+def _inside(flat: np.ndarray, alive: np.ndarray, a: int, b: int, c: int) -> int:
+    """The first corner that is left and lies in the triangle abc, -1 if none does.
+
+    A corner that repeats one of the ear's own does not lie inside it (polygons with bridges to their holes).
+    """
+    box = flat[[a, b, c]]
+    low, high = box.min(axis=0), box.max(axis=0)
+    near = np.flatnonzero(alive & (flat >= low).all(axis=1) & (flat <= high).all(axis=1))
+    near = near[(near != a) & (near != b) & (near != c)]
+    others = flat[near]
+    inside = (
+        (_cross(flat[a], flat[b], others) >= 0)
+        & (_cross(flat[b], flat[c], others) >= 0)
+        & (_cross(flat[c], flat[a], others) >= 0)
+    )
+    found = near[inside & ~(others[:, None] == box).all(-1).any(-1)]
+    return int(found[0]) if len(found) else -1
 
 
 def _cross(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:

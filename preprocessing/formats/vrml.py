@@ -25,7 +25,7 @@ CHILDREN = {
     "Billboard": "children", "Switch": "choice", "LOD": "level",
 }  # fmt: skip
 WITHOUT_SURFACE = ("IndexedLineSet", "PointSet", "Text")
-MAX_NODES = 1_000_000  # of the scene, one that is used twice counted twice
+MAX_NODES = 100_000  # of the scene, one that is used twice counted twice
 NOTHING = Node("", "", {})
 
 
@@ -48,21 +48,30 @@ def read_vrml(path: Path, assets: Assets) -> RawMesh:
     if not text.startswith("#VRML V2.0"):
         raise InputError(path, "does not begin with '#VRML V2.0'", "VRML 1 is not read: export it as VRML 2")
     surfaces: list[_Surface] = []
-    materials: dict[tuple[int, bool], Material] = {}  # by node, and whether the shape brings colours of its own
+    numbers: dict[
+        tuple[int, bool], int
+    ] = {}  # of the materials, which are told apart by node, and whether the shape brings colours of its own
+    materials: list[Material] = []
     groups: dict[str, int] = {}
     owners: list[tuple[int, int]] = []  # material and group of each surface
     faces = 0  # so far: a shape that is used again counts again
+    parsed: dict[int, _Surface | None] = {}  # by node, in its own frame: a shape may be used often
     for shape, matrix, group in _shapes(path, parse(path, text), assets):
-        surface = _surface(path, shape, matrix, assets)
-        if surface is None:
+        if id(shape) not in parsed:
+            parsed[id(shape)] = _surface(path, shape, assets)
+        own = parsed[id(shape)]
+        if own is None:
             continue
+        surface = _placed(own, matrix)
         faces += len(surface.counts)
         assets.count_faces(faces)
         appearance = shape.node("appearance") or NOTHING
         key = id(appearance.node("material")), surface.colors is not None
-        materials.setdefault(key, _material(path, appearance, key[1], assets))
+        if key not in numbers:
+            numbers[key] = len(numbers)
+            materials.append(_material(path, appearance, key[1], assets))
         surfaces.append(surface)
-        owners.append((list(materials).index(key), groups.setdefault(group, len(groups))))
+        owners.append((numbers[key], groups.setdefault(group, len(groups))))
     if not surfaces:
         raise InputError(path, "contains no faces")
 
@@ -88,7 +97,7 @@ def read_vrml(path: Path, assets: Assets) -> RawMesh:
         up="z",
         colors=None if colors is None else colors[corner],
         material=np.array([m for m, _ in owners], dtype=np.int32)[surface],
-        materials=tuple(materials.values()),
+        materials=tuple(materials),
         group=np.array([g for _, g in owners], dtype=np.int32)[surface],
         groups=tuple(groups),
     )
@@ -110,8 +119,8 @@ def _shapes(path: Path, roots: list[Node], assets: Assets) -> Iterator[tuple[Nod
         elif node.kind == "Transform":
             matrix = matrix @ _transform(path, node)
         elif node.kind == "Switch":
-            which = int(node.vector(path, "whichChoice", -1)[0])
-            children = children[which : which + 1] if which >= 0 else []
+            which = node.vector(path, "whichChoice", -1)[0]
+            children = [children[int(which)]] if 0 <= which < len(children) else []
         elif node.kind == "LOD":
             children = children[:1]
         stack += [(child, matrix, group) for child in reversed(children)]
@@ -134,8 +143,14 @@ def _transform(path: Path, node: Node) -> np.ndarray:
 
 
 @np.errstate(over="ignore", invalid="ignore")  # whether positions are finite is checked when the mesh is complete
-def _surface(path: Path, shape: Node, matrix: np.ndarray, assets: Assets) -> _Surface | None:
-    """The faces of a shape, or None where it has none that we read."""
+def _placed(surface: _Surface, matrix: np.ndarray) -> _Surface:
+    """A shape in the scene's frame."""
+    points = surface.points @ matrix[:3, :3].T + matrix[:3, 3]
+    return surface._replace(points=points, turned=surface.turned != mirrored(matrix))
+
+
+def _surface(path: Path, shape: Node, assets: Assets) -> _Surface | None:
+    """The faces of a shape in its own frame, with the points they use; None where it has none that we read."""
     geometry = shape.node("geometry")
     if geometry is None or geometry.kind in WITHOUT_SURFACE:
         return None
@@ -151,13 +166,11 @@ def _surface(path: Path, shape: Node, matrix: np.ndarray, assets: Assets) -> _Su
     if len(corners) and not 0 <= corners.min() <= corners.max() < len(points):
         wrong = corners.min() if corners.min() < 0 else corners.max()
         raise InputError(path, f"a face names vertex {wrong} of {len(points)}", "the file is damaged or truncated")
-    return _Surface(
-        points @ matrix[:3, :3].T + matrix[:3, 3],
-        corners,
-        counts,
-        _colors(path, geometry, corners, counts),
-        (geometry.fields.get("ccw") == ["FALSE"]) != mirrored(matrix),
-    )
+    colors = _colors(path, geometry, corners, counts)
+    if len(points) > len(corners):  # points that no face uses would be copied wherever the shape is
+        used, corners = np.unique(corners, return_inverse=True)
+        points = points[used]
+    return _Surface(points, corners, counts, colors, geometry.fields.get("ccw") == ["FALSE"])
 
 
 def _colors(path: Path, geometry: Node, corners: np.ndarray, counts: np.ndarray) -> np.ndarray | None:

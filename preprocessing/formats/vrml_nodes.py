@@ -15,7 +15,7 @@ from gsmae.errors import InputError
 from .raw import numbers
 
 # comments, strings, arrays of numbers as one token, brackets, words
-TOKEN = re.compile(r'#[^\n\r]*|"(?:[^"\\]|\\.)*"|\[[\s,\d.eE+\-]*\]|[\[\]{}]|[^\s,\[\]{}"#]+|"', re.DOTALL)
+TOKEN = re.compile(r'#[^\n\r]*|"(?:[^"\\]|\\.)*(?:"|\\?\Z)|\[[\s,\d.eE+\-]*\]|[\[\]{}]|[^\s,\[\]{}"#]+', re.DOTALL)
 MAX_DEPTH = 100  # nodes inside nodes
 
 
