@@ -1,12 +1,13 @@
 """Operations with a plain torch definition and faster twins; each call takes the fastest that fits its inputs.
 
 `gsmae.ops.reference` defines every operation. `gsmae.ops.native` has compiled twins for float32 tensors on the CPU;
-where its library was not built, or for other tensors, calls fall back to the definition.
+where its library was not built, or for other tensors, calls fall back to the definition. `gsmae.ops.warp` draws float32
+splats on a GPU, many objects at once (`gsmae.ops.batches`), where the extra `gpu` is installed.
 """
 
 from torch import Tensor, is_grad_enabled
 
-from . import native, reference
+from . import native, reference, warp
 from .reference.points import chamfer, interpolate, three_nearest
 from .reference.segments import segment_reduce
 
@@ -40,7 +41,7 @@ def rasterize(
 ) -> tuple[Tensor, Tensor]:
     """Pictures of splats in V cameras, differentiable; see `gsmae.ops.reference.splats.rasterize`."""
     tensors = means, quats, scales, opacities, sh, viewmats, Ks, background, offsets
-    twin = native if native.usable(*tensors) else reference
+    twin = _splat_twin(*tensors)
     return twin.splats.rasterize(means, quats, scales, opacities, sh, viewmats, Ks, width, height, background, offsets)
 
 
@@ -56,7 +57,7 @@ def contributions(
     height: int,
 ) -> Tensor:
     """Sum over views and pixels of each splat's blending weight; see `gsmae.ops.reference.splats.contributions`."""
-    twin = native if native.usable(means, quats, scales, opacities, sh, viewmats, Ks) else reference
+    twin = _splat_twin(means, quats, scales, opacities, sh, viewmats, Ks)
     return twin.splats.contributions(means, quats, scales, opacities, sh, viewmats, Ks, width, height)
 
 
@@ -88,6 +89,10 @@ def group(points: Tensor, count: int, k: int, start: int = 0) -> tuple[Tensor, T
     """Farthest points and the k nearest of each; see `gsmae.ops.reference.points.group`."""
     twin = native if native.usable(points) else reference
     return twin.points.group(points, count, k, start)
+
+
+def _splat_twin(*tensors: Tensor | None):
+    return native if native.usable(*tensors) else warp if warp.runtime.usable(*tensors) else reference
 
 
 def _differentiated(*tensors: Tensor) -> bool:
