@@ -26,11 +26,13 @@ SCHEMA = 1
 KIND = "gsmae-shard"
 LEVELS = 65535  # steps of a uint16 between an object's minimum and maximum of a column
 TEXT = 512  # bytes of the longest name
+ATTRIBUTE = 64 << 20  # bytes of the longest attribute
 STRINGS = {"uids": "uid", "categories": "category", "splits": "split", "sha256": "sha256"}  # dataset -> field of Packed
 POINTS = {"points": ("f4", 3), "point_normals": ("f4", 3), "point_colors": ("u1", 3), "point_parts": ("i2", None)}
 HEAVY = ("splats", "minimum", "maximum", *POINTS)  # what grows with the splats
 FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_LZF}
-EXPANSION = 1100  # gzip cannot expand further; more is a lie about the shape
+EXPANSION = 20  # splats shrink to a half; what unpacks to more is a bomb or a lie about the shape
+FREE = 1 << 20  # bytes to which that does not apply
 
 
 def column_names(degree: int) -> tuple[str, ...]:
@@ -288,7 +290,8 @@ def _guard(file: Any, path: Path, size: int) -> None:
         if item.dtype.kind not in "fiuS" or item.ndim not in (1, 2) or item.dtype.itemsize > TEXT:
             raise InputError(path, f"'{name}' has type {item.dtype} and {item.ndim} axes", cure)
         stored = item.id.get_storage_size()
-        if item.nbytes and not stored * (EXPANSION if kinds else 1) >= item.nbytes or stored > size:
+        room = stored * EXPANSION + FREE if kinds and stored else stored
+        if item.nbytes > room or stored > size:
             raise InputError(path, f"'{name}' promises {item.nbytes} bytes of which {stored} are there", cure)
         if kinds and np.prod(item.chunks or (1,)) * item.dtype.itemsize > max(1 << 28, 2 * size):
             raise InputError(path, f"'{name}' has chunks of unreasonable size", cure)
@@ -301,7 +304,7 @@ def _head(file: Any, path: Path) -> Head:
         if name not in file.attrs:
             raise InputError(path, f"attribute '{name}' is missing", "is this a gsmae shard?")
         kind = file.attrs.get_id(name)
-        if kind.shape != () or kind.dtype.kind not in "iS":
+        if kind.shape != () or kind.dtype.kind not in "iS" or kind.get_storage_size() > ATTRIBUTE:
             raise InputError(path, f"attribute '{name}' has an unexpected type", "is this a gsmae shard?")
         value = file.attrs[name]
         try:

@@ -55,7 +55,9 @@ def read_points(path: str | Path, parts: int) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             names = dict(zip(POINTS, ("points", "normals", "colors", "parts"), strict=True))
             arrays = {name: np.asarray(file[theirs]) for name, theirs in names.items()}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except InputError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise whatever the bytes lead them to
         raise InputError(path, f"not readable as surface points: {error}", cure) from None
     n = len(arrays["points"]) if arrays["points"].ndim else 0
     for name, (dtype, cells) in POINTS.items():

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from gsmae.gaussians import Gaussians
-from gsmae.ply import read_ply_bytes
+from gsmae.ply import LARGEST, read_ply_bytes
 from gsmae.progress import bar
 
 from .manifest import Build
 
-LARGEST = 1e15  # of a coordinate or a standard deviation: beyond, normalising in float32 can end in infinity
 STAGE = "pack"
 REASON = "none of its Gaussians has finite values"
 

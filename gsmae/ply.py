@@ -7,6 +7,7 @@ Binary little endian, one element `vertex` of float32: x y z nx ny nz f_dc_0..2 
 from __future__ import annotations
 
 import io
+import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from .gaussians import Gaussians
 
 MAX_HEADER = 64 * 1024
 MAX_GAUSSIANS = 50_000_000
+LARGEST = 1e15  # of a coordinate or a standard deviation: beyond, normalising in float32 can end in infinity
 REST = {0: 0, 9: 1, 24: 2, 45: 3}  # number of f_rest properties -> SH degree
 NEEDED = (
     "x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity",
@@ -47,8 +49,9 @@ class _Header(NamedTuple):
 def read_ply(path: str | Path, *, finite: bool = True) -> Gaussians:
     """Read a 3DGS splat, with 0, 9, 24 or 45 `f_rest` properties in any order, binary or ASCII.
 
-    finite  False lets Gaussians with NaN or infinite values through, for a caller that looks for them
-    Raises InputError naming the file and the field when it is missing, truncated, not a splat or not finite.
+    finite  False lets Gaussians with NaN, infinite or absurd values through, for a caller that looks for them
+    Raises InputError naming the file and the field when it is missing, truncated, not a splat, not finite, or has a
+    coordinate or a standard deviation above LARGEST.
     +inf opacities and -inf scales are legal (fully opaque, flat) and are made finite.
     """
     path = Path(path)
@@ -104,6 +107,10 @@ def _gaussians(path: str | Path, head: _Header, vertex: Any, finite: bool) -> Ga
         if bad and finite:
             cure = "remove those rows, as `gsmae pack --bad-rows drop` does"
             raise InputError(path, f"{bad} of {count} Gaussians have a non-finite {name}", cure)
+    far = (np.abs(arrays["x, y, z"]) > LARGEST).any(axis=1) | (logs > math.log(LARGEST)).any(axis=1)
+    if finite and far.any():
+        cure = "remove those rows, as `gsmae pack --bad-rows drop` does"
+        raise InputError(path, f"{far.sum()} of {count} Gaussians are too far away or too large to compute with", cure)
     return Gaussians(*(torch.from_numpy(np.ascontiguousarray(values)) for values in arrays.values()))
 
 

@@ -10,12 +10,12 @@ import tyro
 from pydantic import Field
 
 from gsmae.cli.verb import NO_PREFIX, Arguments, Flag, Outcome, parse, plain, preset, with_defaults
-from gsmae.files import read_json
 
 from .build import BuildReport
 from .build import build as build_splats
 from .engines import RayOptions, Resources, SlurmOptions
 from .limits import ObjectLimits
+from .parts import read_part_patterns
 from .profiles import PROFILES, BuildConfig
 from .upkeep import retry as retry_failed
 
@@ -93,8 +93,8 @@ def build(argv: list[str]) -> Outcome:
     default = with_defaults(BuildArguments, build=PROFILES[profile])
     a = parse(BuildArguments, "build", argv, default)
     report = build_splats(
-        a.path, a.out, a.build, source=a.source, parts=read_json(a.parts) if a.parts else None, engine=a.engine,
-        resources=a.resources(), limits=a.limits(), limit=a.limit, seed=a.seed, retry=a.retry,
+        a.path, a.out, a.build, source=a.source, parts=read_part_patterns(a.parts) if a.parts else None,
+        engine=a.engine, resources=a.resources(), limits=a.limits(), limit=a.limit, seed=a.seed, retry=a.retry,
     )  # fmt: skip
     return _outcome(report, a.as_json)
 
