@@ -1,6 +1,7 @@
 """Checkpoints: safetensors and JSON in one folder that is either whole or absent; nothing is ever unpickled.
 
-RUN/step_00001200/weights.safetensors     the model's parameters and buffers
+RUN/step_00001200/weights.safetensors     the model's parameters and buffers, for use: their average where one was kept
+                  live.safetensors        those that training goes on from; only where they are not the same
                   optimizer.safetensors   AdamW moments, by parameter name (absent from an exported model)
                   state.json              task, model and feature configuration, progress, sha256 of the above
 """
@@ -18,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from .errors import InputError
 from .files import read_json, sha256, write_folder_aside
@@ -26,27 +28,43 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1
 PREFIX = "step_"
+WEIGHTS, LIVE, OPTIMIZER = "weights.safetensors", "live.safetensors", "optimizer.safetensors"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in memory: `state` is everything from state.json, optimizer is empty for an exported model."""
+    """A checkpoint in memory: `state` is everything from state.json, optimizer is empty for an exported model.
+
+    weights  for use
+    live     what training goes on from, where an average is used; else empty
+    """
 
     path: Path
     state: dict[str, Any]
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    live: dict[str, Tensor]
 
 
-def save(path: str | Path, state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+def save(
+    path: str | Path,
+    state: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    average: AveragedModel | None = None,
+) -> None:
     """Write one checkpoint folder, whole or not at all.
 
-    state  plain values; what is needed to build the model again and to go on
+    state    plain values; what is needed to build the model again and to go on
+    average  of the model's weights; where there is one it is what the checkpoint holds for use
     """
     with write_folder_aside(path) as folder:
-        files = {"weights.safetensors": {k: v.contiguous() for k, v in model.state_dict().items()}}
+        files = {WEIGHTS: _tensors(model)}
+        if average is not None:
+            files = {WEIGHTS: _tensors(average.module), LIVE: _tensors(model)}
+            state = {**state, "averaged": int(average.n_averaged)}
         if optimizer is not None:
-            files["optimizer.safetensors"] = optimizer_tensors(model, optimizer)
+            files[OPTIMIZER] = optimizer_tensors(model, optimizer)
         for name, tensors in files.items():
             save_file(tensors, folder / name)
         hashes = {name: sha256(folder / name) for name in files}
@@ -66,12 +84,16 @@ def read_state(path: str | Path) -> dict[str, Any]:
 def load(path: str | Path, *, with_optimizer: bool = False) -> Checkpoint:
     """Read one checkpoint folder; every file is compared with its hash first.
 
+    with_optimizer  also what only training needs
     Raises InputError naming the file that is missing, cut off or altered.
     """
     path = Path(path)
     state = read_state(path)
-    tensors: dict[str, dict[str, Tensor]] = {"weights.safetensors": {}, "optimizer.safetensors": {}}
-    for name in ["weights.safetensors"] + ["optimizer.safetensors"] * with_optimizer:
+    tensors: dict[str, dict[str, Tensor]] = {WEIGHTS: {}, LIVE: {}, OPTIMIZER: {}}
+    names = [WEIGHTS]
+    if with_optimizer:
+        names += [OPTIMIZER] + [LIVE] * ("averaged" in state)
+    for name in names:
         file = path / name
         if not file.exists():
             raise InputError(file, "no such file")
@@ -81,7 +103,7 @@ def load(path: str | Path, *, with_optimizer: bool = False) -> Checkpoint:
             tensors[name] = load_file(file)
         except SafetensorError as error:
             raise InputError(file, f"not readable as safetensors: {error}") from None
-    return Checkpoint(path, state, tensors["weights.safetensors"], tensors["optimizer.safetensors"])
+    return Checkpoint(path, state, tensors[WEIGHTS], tensors[OPTIMIZER], tensors[LIVE])
 
 
 def steps(run: str | Path) -> list[Path]:
@@ -124,6 +146,17 @@ def thin(run: str | Path, keep: int, also: str) -> None:
             shutil.rmtree(path)
 
 
+def restore(
+    found: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None = None
+) -> None:
+    """Put everything back where `save` found it."""
+    model.load_state_dict(found.live or found.weights)
+    if average is not None:
+        average.module.load_state_dict(found.weights)
+        average.n_averaged.fill_(int(found.state["averaged"]))
+    restore_optimizer(model, optimizer, found.optimizer)
+
+
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state as named tensors: "PARAMETER/exp_avg" and so on."""
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
@@ -135,9 +168,14 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` took out."""
+    """Put back what `optimizer_tensors` took out, and nothing else."""
     parameters = dict(model.named_parameters())
+    optimizer.state.clear()
     for key, value in tensors.items():
         name, _, slot = key.rpartition("/")
         target = parameters[name]
         optimizer.state[target][slot] = value.to(target.device)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {k: v.contiguous() for k, v in model.state_dict().items()}

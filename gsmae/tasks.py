@@ -34,6 +34,10 @@ class Plain:
     def after_step(self, model: nn.Module, share_done: float) -> None:
         """Nothing; see `gsmae.training.Task.after_step`."""
 
+    def weight(self, batch: Batch) -> int | Tensor:
+        """Its objects; see `gsmae.training.Task.weight`."""
+        return len(batch)
+
 
 class Pretrain(Plain):
     """Prediction of hidden groups; the best checkpoint has the lowest validation loss under fixed masks.
@@ -143,7 +147,11 @@ class Segment(Plain):
         queries, parts = _labelled(batch)
         scores = model(batch.points, queries, batch.labels)
         loss = F.nll_loss(scores.flatten(0, 1), parts.flatten(), ignore_index=-1, reduction="sum")
-        return loss / (parts >= 0).sum().clamp_min(1), {}
+        return loss / self.weight(batch).clamp_min(1), {}
+
+    def weight(self, batch: Batch) -> Tensor:
+        """Its labelled points."""
+        return (_labelled(batch)[1] >= 0).sum()
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Any]:
         """Instance and class mIoU by the ShapeNetPart conventions; every labelled point is read once."""

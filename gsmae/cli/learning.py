@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from gsmae import recipes, zoo
+from gsmae import processes, recipes, zoo
 from gsmae.config import Config, digest, from_mapping, from_yaml, to_yaml
 from gsmae.errors import InputError, nearest_name
 from gsmae.features import FeatureSpec
@@ -45,7 +45,7 @@ class TrainArguments(Arguments):
     config: Path | None = None
     """YAML with such values, as in the config.yaml of another run; flags win over it"""
     device: Device = "auto"
-    """auto: a GPU if there is one"""
+    """auto: a GPU if there is one; started by `torchrun --nproc-per-node N`, each of N processes has one"""
 
 
 class PretrainArguments(TrainArguments):
@@ -212,12 +212,18 @@ def _run(a: Any, name: str, spec: FeatureSpec, model_config: Any, init: zoo.Trai
     }  # fmt: skip
     queries = config.queries if name == "segment" else None
     drop = len(dataset) >= config.batch_size  # BatchNorm is not to see a last batch of a few
+    share = config.model_copy(update={"batch_size": _share(config)})
+    ranks = {"rank": processes.rank(), "world": processes.world()}
+    if processes.rank() > 0:  # the first process speaks for all
+        logging.getLogger().setLevel(logging.ERROR)
     streams = {
-        "train": _stream(dataset, spec, config, augmentation, queries, drop_last=drop),
+        "train": _stream(dataset, spec, share, augmentation, queries, drop_last=drop, **ranks),
         "val": _stream(sets["val"], spec, config, None, queries and "all"),
     }
     _open_run(a.out, type(a.run)(spec=spec, model=model_config, train=config), header)
     report = train(task, model, streams["train"], streams["val"], config, a.out, header, device)
+    if processes.rank() > 0:
+        return Outcome({}, quiet=True)
     if report.steps > report.resumed_from or not (a.out / "summary.json").exists():
         write_json(a.out / "summary.json", plain(report))
     numbers = {k: round(v, 4) for k, v in report.metrics.items() if isinstance(v, float)}
@@ -227,6 +233,15 @@ def _run(a: Any, name: str, spec: FeatureSpec, model_config: Any, init: zoo.Trai
     ]
     lines += [f"  {k}: {v}" for k, v in numbers.items()]
     return Outcome(plain(report), 0, a.as_json, lines)
+
+
+def _share(config: TrainConfig) -> int:
+    """Objects of a batch that each process has."""
+    share, rest = divmod(config.batch_size, processes.world())
+    if rest or not share:
+        raise InputError("train.batch_size", f"{config.batch_size} objects for {processes.world()} processes",
+                         "choose a multiple")  # fmt: skip
+    return share
 
 
 def _stream(dataset: Any, spec: FeatureSpec, config: TrainConfig, augment: Any, queries: Any, **more: Any) -> Any:
@@ -267,16 +282,34 @@ def _augmentation(name: str) -> Any:
 
 def _open_run(run: Path, config: Config, header: dict[str, Any]) -> None:
     """config.yaml, command and versions into the run; a run of another configuration is not touched."""
-    identity = digest(
-        config, {k: header[k] for k in ("task", "classes", "parts", "init_weights")} | {"data": header["data"]["hash"]}
-    )
+    identity = _identity(config, header)
     path = run / "run.json"
-    if path.exists() and (before := read_json(path).get("config_hash")) != identity:
-        raise InputError(
-            run, f"holds a run with another configuration or data ({before}, now {identity})", "choose another --out"
-        )
+    if path.exists():
+        before = read_json(path)
+        if identity not in (before.get("config_hash"), _as_of_today(config, run, before)):
+            raise InputError(
+                run,
+                f"holds a run with another configuration or data ({before.get('config_hash')}, now {identity})",
+                "choose another --out",
+            )
+    if processes.rank() > 0:
+        return
     to_yaml(config, run / "config.yaml")
     write_json(path, {"config_hash": identity, "command": sys.argv, **header})
+
+
+def _identity(config: Config, header: dict[str, Any]) -> str:
+    """What must not change while a run goes on."""
+    named = {k: header[k] for k in ("task", "classes", "parts", "init_weights")}
+    return digest(config, named | {"data": header["data"]["hash"]})
+
+
+def _as_of_today(config: Config, run: Path, header: dict[str, Any]) -> str | None:
+    """The identity of a run of an older version: options that it did not know have their defaults."""
+    try:
+        return _identity(from_yaml(type(config), run / "config.yaml"), header)
+    except (InputError, KeyError, TypeError):
+        return None
 
 
 def _device(name: str) -> str:

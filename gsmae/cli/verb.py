@@ -33,15 +33,18 @@ A = TypeVar("A", bound=Arguments)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a verb did: a summary of plain values, the exit code, and lines for people."""
+    """What a verb did: a summary of plain values, the exit code, and lines for people; `quiet` says nothing."""
 
     summary: dict[str, Any]
     code: int = 0
     as_json: bool = False
     lines: list[str] = field(default_factory=list)
+    quiet: bool = False
 
     def write(self) -> None:
         """The summary on standard output: JSON, or the lines, or the values one by one."""
+        if self.quiet:
+            return
         if self.as_json:
             sys.stdout.write(json.dumps(self.summary, default=str) + "\n")
         else:

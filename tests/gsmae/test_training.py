@@ -15,7 +15,8 @@ from torch import nn
 from gsmae import checkpoint
 from gsmae.batch import Batch
 from gsmae.errors import GsmaeError
-from gsmae.training import Interrupted, TrainConfig, adamw, learning_rate, train
+from gsmae.optimizer import adamw, learning_rate
+from gsmae.training import Interrupted, TrainConfig, train
 
 CONFIG = TrainConfig(epochs=4, warmup_epochs=1, val_every=1, save_every=1, batch_size=4, lr=1e-2, keep=2)
 
@@ -51,6 +52,9 @@ class Toy:
         self.modes.append(model.training)
         noise = 0.01 * torch.randn(4, 14, generator=generator)
         return nn.functional.cross_entropy(model(batch.points.mean(dim=1) + noise), batch.labels), {}
+
+    def weight(self, batch):
+        return len(batch)
 
     def after_step(self, model, share_done):
         self.shares.append(share_done)
