@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,8 @@ def read_state(path: str | Path) -> dict[str, Any]:
     state = read_json(Path(path) / "state.json")
     if not isinstance(state, dict) or state.get("schema") != SCHEMA:
         raise InputError(path, "not a checkpoint of this version", f"schema {SCHEMA} is expected")
+    if not isinstance(state.get("sha256", {}), dict):
+        raise InputError(Path(path) / "state.json", "'sha256' is not a table of hashes", "the file is damaged")
     return state
 
 
@@ -130,7 +133,11 @@ def find(path: str | Path) -> Path:
     if (path / "state.json").exists():
         return path
     if (path / "best.json").exists():
-        best = path / str(read_json(path / "best.json").get("checkpoint"))
+        said = read_json(path / "best.json")
+        name = said.get("checkpoint") if isinstance(said, dict) else None
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name.strip(".") == "":
+            raise InputError(path / "best.json", "names no checkpoint of this run", "the file is damaged")
+        best = path / name
         if (best / "state.json").exists():
             return best
     for step in reversed(steps(path)):

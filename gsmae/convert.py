@@ -149,9 +149,12 @@ def read_released(path: str | Path, cap: int = CAP) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(path, "no such file")
     size = path.stat().st_size
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            size = max(size, sum(entry.file_size for entry in archive.infolist()))
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                size = max(size, sum(entry.file_size for entry in archive.infolist()))
+    except Exception as error:  # zipfile raises whatever the bytes lead it to
+        raise InputError(path, f"not readable as PyTorch weights: {error}", "is the download complete?") from None
     if size > cap:
         raise InputError(path, f"has {size} bytes, more than the {cap} that are read")
     state = _unwrapped(_read(path))

@@ -41,14 +41,37 @@ def load_trained(path: str | Path) -> Trained:
     found = checkpoint.load(checkpoint.find(path))
     state = found.state
     name = state.get("task")
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise InputError(found.path, f"unknown task '{name}'", nearest_name(str(name), TASKS))
     where = found.path / "state.json"
     spec = from_mapping(FeatureSpec, state.get("spec"), where)
     config = from_mapping(TASKS[name].config, state.get("model"), where)
-    model = TASKS[name].model(config, spec)
+    model = _network(name, config, spec, found)
     load_weights(model, found.weights).require(found.path, exact=True)
     return Trained(model.eval(), name, spec, state, found.path)
+
+
+def _network(task: str, config: Any, spec: FeatureSpec, found: checkpoint.Checkpoint) -> Any:
+    """The network of a configuration; InputError where it is not that of the weights, before memory is taken for what
+    it promises."""
+    where, cure = found.path / "state.json", "the file is damaged"
+    total, count = sum(tensor.numel() for tensor in found.weights.values()), len(found.weights)
+    tables = [config.model_dump()]
+    for values in tables:  # grows
+        tables += [value for value in values.values() if isinstance(value, dict)]
+        most = {
+            key: count if key.endswith("depth") else total for key, value in values.items() if isinstance(value, int)
+        }
+        most |= {"width": int((total / 12 / max(values.get("depth", 1), 1)) ** 0.5)} if "width" in values else {}
+        for key, limit in most.items():
+            if values[key] > limit:
+                cause = f"'{key}' is {values[key]}, more than {count} tensors of {total} numbers can be"
+                raise InputError(where, cause, cure)
+    try:
+        return TASKS[task].model(config, spec)
+    except (RuntimeError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        cause = f"describes a network that cannot be built: {' '.join(str(error).split())[:200]}"
+        raise InputError(where, cause, cure) from None
 
 
 def load(path: str | Path) -> Encoder:

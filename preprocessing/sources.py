@@ -12,6 +12,10 @@ from gsmae.errors import InputError
 from .formats import READERS
 
 SPLITS = ("train", "val", "test")
+# of meshes of one name in one folder the first of these is read: the earlier a format, the more it tells
+PREFERRED = (".obj", ".glb", ".gltf", ".dae", ".ply", ".wrl", ".off", ".stl")
+# folders of a build, which may lie in its own collection
+BUILT = ("splats", "points", "views", "records", "ledgers", "quarantine", "at_work", "slurm")
 # what lies beside meshes without being one; anything else without a reader is reported
 BESIDE = {
     ".mtl", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tga", ".gif", ".tif", ".tiff", ".hdr", ".exr", ".dds", ".bin",
@@ -112,24 +116,52 @@ def _object_mesh(folder: Path) -> Path | Skipped:
     return Skipped(folder, reasons[0] if reasons else "no mesh in this folder or in its folder models")
 
 
+def _found(root: Path, scan: _Scan) -> Iterator[MeshItem | Skipped]:
+    """What a scan finds, each uid once: meshes of one name are told, but for one where that is clear, and so are
+    links that lead out of the collection."""
+    named: dict[str, list[MeshItem]] = {}
+    for found in scan(root):
+        if isinstance(found, Skipped):
+            yield found
+        elif not found.uid.isprintable():
+            yield Skipped(found.path, "has characters in its name that cannot be printed; rename it")
+        elif _leads_out(found.path, root):
+            yield Skipped(found.path, "is a link that leads out of the collection; copy the file")
+        else:
+            named.setdefault(found.uid, []).append(found)
+    for uid, same in named.items():
+        best = min(same, key=lambda item: PREFERRED.index(item.path.suffix.lower()))
+        places = {(item.path.parent, item.path.stem) for item in same}
+        kinds = {item.path.suffix.lower() for item in same}
+        if len(same) > 1 and (len(places) > 1 or len(kinds) < len(same)):
+            for item, other in zip(same, same[1:] + same[:1], strict=True):
+                yield Skipped(item.path, f"has the same name as {other.path}: both would be {uid}; rename one of them")
+            continue
+        yield best
+        for item in same:
+            if item is not best:
+                yield Skipped(item.path, f"is {uid} once more; {best.path.name} is read instead")
+
+
+def _leads_out(path: Path, root: Path) -> bool:
+    """Whether a mesh file is a link to somewhere outside of the collection, and of the folder that it lies in."""
+    if not path.is_symlink():
+        return False
+    real = path.resolve()
+    return not (real.is_relative_to(root.resolve()) or real.is_relative_to(path.parent.resolve()))
+
+
 def _source(name: str, scan: _Scan) -> Source:
-    """The scan as a source: items only, each uid once, never nothing."""
+    """The scan as a source: items only, sorted as the scan has them, never nothing."""
 
     def items(root: Path) -> Iterator[MeshItem]:
         _check_root(root)
-        seen: dict[str, Path] = {}
-        for found in scan(root):
-            if isinstance(found, Skipped):
-                continue
-            if found.uid in seen:
-                raise InputError(
-                    found.path,
-                    f"has the same name as {seen[found.uid]}: both would be {found.uid}",
-                    "rename one of them",
-                )
-            seen[found.uid] = found.path
-            yield found
-        if not seen:
+        some = False
+        for found in _found(root, scan):
+            if isinstance(found, MeshItem):
+                some = True
+                yield found
+        if not some:
             raise InputError(
                 root, f"no meshes in the layout of '{name}'", str(scan.__doc__).splitlines()[0].rstrip(".")
             )
@@ -176,7 +208,7 @@ def skipped(root: str | Path, source: str | None = None) -> list[Skipped]:
     """What lies in the collection but cannot become an object, sorted by path; `source` None = detect it."""
     root = Path(root)
     scan = _SCANS[source if source is not None else detect(root)]
-    return sorted((found for found in scan(root) if isinstance(found, Skipped)), key=lambda s: s.path)
+    return sorted((found for found in _found(root, scan) if isinstance(found, Skipped)), key=lambda s: s.path)
 
 
 def _is_synset(folder: Path) -> bool:
@@ -189,7 +221,9 @@ def _check_root(root: Path) -> None:
 
 
 def _folders(place: Path) -> list[Path]:
-    return sorted(p for p in place.iterdir() if p.is_dir() and not p.name.startswith("."))
+    ours = BUILT if _is_ours(place) else ()
+    folders = (p for p in place.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name not in ours)
+    return sorted(p for p in folders if not _is_ours(p))
 
 
 def _files(place: Path) -> list[Path]:
@@ -197,6 +231,11 @@ def _files(place: Path) -> list[Path]:
     if not place.is_dir():
         return []
     return sorted(p for p in place.iterdir() if p.is_file() and not p.name.startswith("."))
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is a build or a pack, which may lie in the collection that it was made of."""
+    return (folder / "build.json").is_file() or (folder / "pack.json").is_file()
 
 
 def _unread(path: Path) -> str | None:

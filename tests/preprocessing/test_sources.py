@@ -65,10 +65,40 @@ def test_a_folder_may_hold_files_splits_and_objects(tmp_path):
     }  # fmt: skip
 
 
-def test_two_meshes_of_one_name_are_an_error_that_names_both(tmp_path):
-    root = grow(tmp_path, "cup/train/a.obj", "cup/test/a.off")
-    with pytest.raises(InputError, match=r"a\.obj.*a\.off|a\.off.*a\.obj"):
-        items(root, "folder")
+def test_of_two_meshes_of_one_name_neither_is_built_and_both_are_told(tmp_path):
+    root = grow(tmp_path, "cup/train/a.obj", "cup/test/a.off", "cup/b.obj")
+    assert [item.uid for item in items(root, "folder")] == ["cup/b"]
+    told = {s.path.name: s.reason for s in skipped(root, "folder")}
+    assert "test/a.off" in told["a.obj"] and "train/a.obj" in told["a.off"] and "rename" in told["a.off"]
+
+
+def test_of_one_mesh_in_two_formats_the_one_that_tells_more_is_read(tmp_path):
+    root = grow(tmp_path, "cup/a.stl", "cup/a.obj", "cup/b.off", "cup/b.glb", "cup/b.ply", "cup/c.STL", "cup/c.stl")
+    assert {item.path.name for item in items(root, "folder")} == {"a.obj", "b.glb"}
+    told = {s.path.name: s.reason for s in skipped(root, "folder")}
+    assert set(told) == {"a.stl", "b.off", "b.ply", "c.STL", "c.stl"}
+    assert "a.obj is read" in told["a.stl"] and "rename" in told["c.stl"]
+
+
+def test_a_build_or_a_pack_inside_its_collection_is_no_part_of_it(tmp_path):
+    root = grow(
+        tmp_path, "cup/a.obj", "out/build.json", "out/splats/cup/a.ply", "out/records/cup/a.json", "cup/p/pack.json",
+        "cup/p/b.ply",
+    )  # fmt: skip
+    assert [item.uid for item in items(root)] == ["cup/a"] and skipped(root) == []
+    grow(root, "build.json", "splats/cup/a.ply", "views/cup/a.png", "points/cup/a.npz", "records/cup/a.json")
+    assert [item.uid for item in items(root, "folder")] == ["cup/a"] and skipped(root, "folder") == []
+
+
+def test_a_link_that_leads_out_of_the_collection_is_told_and_not_read(tmp_path):
+    root = grow(tmp_path / "in", "cup/real.obj", "disk/other.obj")
+    grow(tmp_path, "secret.obj", "elsewhere/far.obj")
+    (root / "cup" / "out.obj").symlink_to(tmp_path / "secret.obj")
+    (root / "cup" / "inside.obj").symlink_to("real.obj")
+    (root / "far").symlink_to(tmp_path / "elsewhere")  # a whole category may lie on another disk
+    (root / "cup" / "loop").symlink_to(root)
+    assert {item.uid for item in items(root)} == {"cup/real", "cup/inside", "disk/other", "far/far"}
+    assert {s.path.name for s in skipped(root)} == {"out.obj", "loop"}
 
 
 def test_what_cannot_be_read_is_listed_with_its_reason(tmp_path):
