@@ -5,8 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gsmae import zoo
 from gsmae.errors import InputError
 from gsmae.files import read_json
+
+
+def home(found: zoo.Trained) -> Path:
+    """Where results of a checkpoint are kept: its run, or itself where it stands alone, as a converted one does."""
+    return found.path.parent if (found.path.parent / "run.json").exists() else found.path
 
 
 def kept_result(file: Path, identity: dict[str, Any], split: str, again: bool) -> dict[str, Any] | None:

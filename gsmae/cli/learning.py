@@ -24,7 +24,7 @@ from gsmae.training import TrainConfig, train
 from gsmae.voting import voted
 from gsmae.weights import load_weights
 
-from .kept import kept_result
+from .kept import home, kept_result
 from .matches import no_empty_class, part_names, same_classes
 from .verb import NO_PREFIX, Arguments, Flag, Outcome, parse, plain, preset, with_defaults
 
@@ -144,8 +144,7 @@ def evaluate(argv: list[str]) -> Outcome:
     if a.votes < 1 or a.votes > 1 and found.task in ("pretrain", "segment"):
         raise InputError(f"--votes {a.votes}", f"'{found.task}' does not vote" if a.votes > 1 else "at least 1")
     dataset, left_out = same_classes(found, a.data, a.split)
-    run = found.path.parent if (found.path.parent / "run.json").exists() else found.path  # a converted one stands alone
-    kept = run / f"evaluation_{a.split}.json"
+    kept = home(found) / f"evaluation_{a.split}.json"
     identity: dict[str, Any] = {
         "checkpoint": found.path.name, "data": dataset.fingerprint[:12], "split": a.split, "votes": a.votes
     }  # fmt: skip

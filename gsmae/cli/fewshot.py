@@ -1,0 +1,173 @@
+"""folds, fewshot: learning from few objects of few classes, ten times over."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from gsmae import checkpoint, recipes, zoo
+from gsmae.config import digest
+from gsmae.errors import InputError
+from gsmae.files import read_json, sha256, write_json
+from gsmae.models import Classifier
+from gsmae.probes import Features, fit_few
+from gsmae.tasks import TASKS
+from gsmae.training import train
+from gsmae.weights import load_weights
+
+from .kept import kept_result
+from .learning import TrainArguments, _augmentation, _device, _inherited, _parse, _stream, _versions
+from .probing import encoder_of, seen_by
+from .verb import NO_PREFIX, Arguments, Flag, Outcome, parse
+
+
+class FoldsArguments(Arguments):
+    """Draw few-shot folds of a pack by seed into a JSON file: objects to learn from out of train and val, objects to
+    ask about out of test."""
+
+    data: tyro.conf.Positional[Path]
+    """folder written by `gsmae pack`"""
+    out: Path
+    """JSON file"""
+    ways: tuple[int, ...] = (5, 10)
+    """classes of a fold"""
+    shots: tuple[int, ...] = (10, 20)
+    """objects of each class to learn from"""
+    queries: int = 20
+    """objects of each class to ask about"""
+    folds: int = 10
+    """folds of each number of ways and shots"""
+    seed: int = 0
+    """of the draws"""
+
+
+def folds(argv: list[str]) -> Outcome:
+    """gsmae folds"""
+    from data.folds import draw_folds
+
+    a = parse(FoldsArguments, "folds", argv)
+    if min(*a.ways, *a.shots, a.queries, a.folds) < 1 or min(a.ways) < 2:
+        raise InputError("gsmae folds", f"{a.ways} ways, {a.shots} shots, {a.queries} queries, {a.folds} folds",
+                         "at least two ways and one of the others")  # fmt: skip
+    drawn = draw_folds(a.data, ways=a.ways, shots=a.shots, queries=a.queries, folds=a.folds, seed=a.seed)
+    content = drawn.model_dump(mode="json")
+    if a.out.exists() and read_json(a.out) != content:
+        raise InputError(a.out, "holds other folds", "choose another --out, or delete it")
+    write_json(a.out, content)
+    return Outcome({"out": str(a.out), "folds": len(drawn.folds), "settings": drawn.settings()}, 0, a.as_json)
+
+
+class FewshotArguments(TrainArguments):
+    """Learn from the few objects of each fold and be asked about others: accuracy, mean +- standard deviation (n - 1)
+    over the folds. full: the whole network is fine-tuned for all epochs and its last state is asked, as there is
+    nothing to choose by. linear, svm, knn: on frozen features of --init, with the parameter chosen by cross-validation
+    within the fold. A stopped run goes on; the queries, which are of the test split, are read once, as by `evaluate`.
+    """
+
+    folds: tyro.conf.Positional[Path]
+    """file written by `gsmae folds`"""
+    init: Path | None = None
+    """run whose encoder and FeatureSpec to begin with; without it: random weights"""
+    protocol: Literal["full", "linear", "svm", "knn"] = "full"
+    """what learns"""
+    again: Flag = False
+    """read the queries again although a result is kept"""
+    run: Annotated[recipes.ClassifyRun, NO_PREFIX] = recipes.ClassifyRun()
+
+
+def fewshot(argv: list[str]) -> Outcome:
+    """gsmae fewshot"""
+    from data.datasets import SplatDataset
+    from data.folds import check_folds, read_folds
+
+    a = _parse(FewshotArguments, "fewshot", "classify", argv)
+    drawn = read_folds(a.folds)
+    check_folds(drawn, a.folds, a.data)
+    init = zoo.load_trained(a.init) if a.init else None
+    if init is None and a.protocol != "full":
+        raise InputError("--init", f"--protocol {a.protocol} needs a trained encoder", "name a run")
+    config, model = a.run.train, a.run.model
+    if init:
+        model = model.model_copy(update={"encoder": _inherited(a, "classify", init)})
+    spec = init.spec if init else a.run.spec
+    weights = init.state["sha256"]["weights.safetensors"][:12] if init else None
+    identity = {
+        "folds": sha256(a.folds)[:12], "data": SplatDataset(a.data).fingerprint[:12], "protocol": a.protocol,
+        "init": weights, "config": digest(type(a.run)(spec=spec, model=model, train=config)),
+    }  # fmt: skip
+    kept = a.out / "fewshot.json"
+    before = kept_result(kept, identity, "test", a.again)
+    if before:
+        return _shown(before, a.as_json)
+    results = []
+    for fold in drawn.folds:
+        place = a.out / f"{fold.ways}way_{fold.shots}shot" / f"fold_{fold.number:02d}"
+        begun, done = place / "fold.json", place / "result.json"
+        if begun.exists() and read_json(begun) != identity and not a.again:
+            raise InputError(place, "holds a fold of another run", "choose another --out; --again reads test once more")
+        if begun.exists() and done.exists() and not a.again:
+            results.append(read_json(done))
+            continue
+        write_json(begun, identity)
+        whole = SplatDataset(a.data, classes=fold.classes)
+        teach, ask = whole.take(fold.train), whole.take(fold.test)
+        if a.protocol == "full":
+            sized = model.model_copy(update={"classes": fold.ways})
+            accuracy = _tuned(a, place, init, spec, sized, teach, ask)
+        else:
+            assert init is not None
+            accuracy = _probed(a, init, teach, ask, config.seed)
+        result = {"ways": fold.ways, "shots": fold.shots, "number": fold.number}
+        results.append({**result, "accuracy": accuracy, "objects": len(ask)})
+        write_json(done, results[-1])
+    settings = {}
+    for ways, shots in drawn.settings():
+        found = [r["accuracy"] for r in results if (r["ways"], r["shots"]) == (ways, shots)]
+        spread = statistics.stdev(found) if len(found) > 1 else None
+        settings[f"{ways}-way {shots}-shot"] = {"mean": statistics.mean(found), "std": spread, "folds": found}
+    result = {**identity, "queries": drawn.queries, "settings": settings}
+    write_json(kept, result)
+    return _shown({**result, "read": "now"}, a.as_json)
+
+
+def _tuned(a: Any, place: Path, init: Any, spec: Any, model_config: Any, teach: Any, ask: Any) -> float:
+    """Accuracy after fine-tuning on one fold; the checkpoints are only kept until then."""
+    config, device = a.run.train, _device(a.device)
+    for folder in checkpoint.steps(place) if a.again else ():
+        shutil.rmtree(folder)
+    model = Classifier(model_config, spec, generator=torch.Generator().manual_seed(config.seed))
+    if init:
+        load_weights(model.encoder, encoder_of(init).state_dict()).require(init.path)
+    header = {"task": "classify", "spec": spec.model_dump(mode="json"), "model": model_config.model_dump(mode="json"),
+              "classes": list(teach.class_names), "parts": [], "versions": _versions()}  # fmt: skip
+    drop = len(teach) >= config.batch_size
+    stream = _stream(teach, spec, config, _augmentation(config.augment), None, drop_last=drop)
+    task = TASKS["classify"]()
+    train(task, model, stream, None, config, place, header, device)
+    with torch.no_grad():
+        asked = _stream(ask, spec, config, None, None)
+        metrics = task.evaluate(model.eval(), (batch.to(device) for batch in asked.epoch(0)))
+    for folder in checkpoint.steps(place):
+        shutil.rmtree(folder)
+    return float(metrics["accuracy"])
+
+
+def _probed(a: Any, init: zoo.Trained, teach: Any, ask: Any, seed: int) -> float:
+    """Accuracy of a simple classifier of frozen features on one fold."""
+    encoder = encoder_of(init)
+    seen: list[Features] = [seen_by(init, encoder, dataset, a.device) for dataset in (teach, ask)]
+    best = fit_few(a.protocol, seen[0], seed)
+    return float((best.predict(seen[1].vectors) == seen[1].labels).mean())
+
+
+def _shown(result: dict[str, Any], as_json: bool) -> Outcome:
+    lines = [f"{k}: {v}" for k, v in result.items() if not isinstance(v, dict)]
+    for name, values in result["settings"].items():
+        spread = "" if values["std"] is None else f" +- {values['std']:.4f}"
+        lines.append(f"{name}: {values['mean']:.4f}{spread} ({len(values['folds'])} folds)")
+    return Outcome(result, 0, as_json, lines)
