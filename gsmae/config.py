@@ -14,6 +14,7 @@ from .errors import InputError, nearest_name
 from .files import write_aside
 
 C = TypeVar("C", bound="Config")
+MAX_YAML = 1 << 18  # bytes
 
 
 class Config(BaseModel):
@@ -39,6 +40,8 @@ def from_yaml(cls: type[C], path: str | Path, over: C | None = None) -> C:
     over  where the file does not say, this configuration does; else the defaults
     """
     try:
+        if (size := Path(path).stat().st_size) > MAX_YAML:  # it is parsed at 0.3 MB/s
+            raise InputError(path, f"has {size} bytes; a configuration may have {MAX_YAML}", "is it one?")
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(path, "no such file") from None
