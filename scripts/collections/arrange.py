@@ -61,10 +61,16 @@ def kicad(unpacked: Path, out: Path) -> list[dict[str, str]]:
     """
     categories = {row["folder"]: row["category"] for row in _table(HERE / "kicad_categories.csv")}
     found: dict[str, list[Path]] = defaultdict(list)
+    folders: Counter[str] = Counter()
     for path in sorted(unpacked.rglob("*.wrl")):
-        category = categories.get(path.parent.name.removesuffix(".3dshapes"))
-        if category is not None:
-            found[category].append(path)
+        folder = path.parent.name.removesuffix(".3dshapes")
+        folders[folder] += 1
+        if folder in categories:
+            found[categories[folder]].append(path)
+    for folder in sorted(folders.keys() - categories):
+        print(f"no label for {folder}: {folders[folder]} objects are left out")
+    for folder in sorted(categories.keys() - folders):
+        print(f"not in this version of the package: {folder}")
     rows = []
     for category, paths in sorted(found.items()):
         families = _families(paths)

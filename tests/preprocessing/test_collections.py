@@ -32,7 +32,7 @@ def test_every_label_names_one_model_and_every_part_a_category():
         assert set(parts) <= known and all(len(of) >= 2 and all(of.values()) for of in parts.values())
 
 
-def test_a_family_of_kicad_lies_in_one_split_whatever_its_folder(put, tmp_path):
+def test_a_family_of_kicad_lies_in_one_split_whatever_its_folder(put, tmp_path, capsys):
     for pitch, folder in ((1, "Connector_PinHeader_1.00mm"), (2, "Connector_PinHeader_2.00mm")):
         for pins in range(1, 8):
             for style in ("Vertical", "Horizontal", "SMD"):
@@ -43,6 +43,9 @@ def test_a_family_of_kicad_lies_in_one_split_whatever_its_folder(put, tmp_path):
     put("raw/Unlabelled.3dshapes/x.wrl", "x")
     rows = arrange.kicad(tmp_path / "raw", tmp_path / "out")
     assert len(rows) == 42 + 3
+    told = capsys.readouterr().out
+    assert "no label for Unlabelled: 1 objects are left out" in told
+    assert "not in this version of the package: Varistor" in told and "package: Fuse\n" not in told
     items = {item.uid: item.split for item in SOURCES["folder"](tmp_path / "out")}
     assert items == {row["uid"]: row["split"] for row in rows}
     splits = {(row["uid"].split("/")[0], row["family"]): row["split"] for row in rows}
