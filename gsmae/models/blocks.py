@@ -92,7 +92,7 @@ class PositionEmbedding(nn.Module):
 
 def stack(width: int, depth: int, heads: int, drop_path: float) -> nn.ModuleList:
     """Blocks whose drop-path rate grows linearly from 0 in the first to `drop_path` in the last."""
-    rates = torch.linspace(0, drop_path, depth).tolist()
+    rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()  # values, also where weights are only shapes
     return nn.ModuleList(Block(width, heads, rate) for rate in rates)
 
 
