@@ -34,7 +34,7 @@ KNOWN = {
     "modelnet-points": ("means",),
     "modelnet-hdf5": ("means",),
 }  # source layout -> the fields that its objects have, where they are points and not splats (`data.clouds`)
-FILE = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"  # a name in the folder, never a path
+FILE = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$"  # a name in the folder, never a path
 
 
 class ShardEntry(BaseModel):
@@ -233,7 +233,10 @@ def read_columns(path: str | Path, info: PackInfo, names: Sequence[str]) -> dict
     shard, row = table["shard"].to_numpy(), table["row"].to_numpy()
     if len(row) != info.objects or ((shard < 0) | (shard >= len(info.shards))).any() or (row < 0).any():
         raise InputError(file, "does not agree with pack.json", "pack again")
-    columns = {name: table[name].to_numpy() for name in names}
+    try:
+        columns = {name: table[name].to_numpy() for name in names}
+    except (pa.ArrowException, ValueError) as error:  # text that is not UTF-8
+        raise InputError(file, f"not readable as Parquet: {error}", "pack again") from None
     del table
     pa.default_memory_pool().release_unused()
     return columns
