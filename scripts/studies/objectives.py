@@ -1,6 +1,6 @@
 """What each option of pretraining changes, on real splats: one small network, the same data and steps, one option each.
 
-    python scripts/studies/objectives.py PACK --out STUDY [--seeds 0 1] [--epochs 40] [--only base latent ...]
+    python scripts/studies/objectives.py PACK --out STUDY [--seeds 0 1] [--epochs 30] [--only base latent ...]
     python scripts/studies/objectives.py PACK --out STUDY --table
 
 Each run is pretraining by `gsmae.training.train` on the training split. Then, with the encoder frozen:
@@ -45,8 +45,8 @@ from gsmae.shapes import ellipsoids
 from gsmae.tasks import Pretrain
 from gsmae.training import TrainConfig, train
 
-ENCODER = EncoderConfig(width=96, depth=3, heads=3, groups=24, group_size=16, points=512)
-MODEL = MAEConfig(encoder=ENCODER, decoder_depth=1, decoder_heads=3)
+ENCODER = EncoderConfig(width=96, depth=3, heads=3, groups=24, group_size=12, points=384)
+MODEL = MAEConfig(encoder=ENCODER, decoder_depth=1, decoder_heads=3, tokenize="visible")
 SHAPES = {"embed": ("means", "opacities", "shapes", "sh")}
 LATENT = {"objective": "latent", "mask_ratio": 0.5}
 
@@ -60,8 +60,8 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
     "mask by importance": ({}, {"mask": "importance"}, True),
     "mask a block": ({}, {"mask": "block"}, True),
     "match nearest": ({}, {"match": "nearest"}, True),
-    "tokenize visible": ({}, {"tokenize": "visible"}, True),
-    "predicted centres": ({}, {"centers": "predicted"}, True),
+    "tokenize all": ({}, {"tokenize": "all"}, True),
+    "predicted centres": ({}, {"tokenize": "all", "centers": "predicted"}, True),
     "latent": ({}, {**LATENT, "latent": LatentConfig(momentum=0.99)}, True),
     "latent, spread 0.1": ({}, {**LATENT, "latent": LatentConfig(momentum=0.99, spread=0.1)}, True),
     "shapes, match nearest": (SHAPES, {"match": "nearest"}, True),
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("pack", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="write the table of what is there, and train nothing")
@@ -98,7 +98,7 @@ def one(name: str, seed: int, pack: Path, run: Path, epochs: int) -> dict[str, A
     spec = FeatureSpec(**spec_changes)
     config = MAEConfig(**{**dict(MODEL), **model_changes})
     how = TrainConfig(
-        epochs=epochs, batch_size=32, gaussians=ENCODER.points, lr=1e-3, warmup_epochs=epochs / 20, clip=10, seed=seed,
+        epochs=epochs, batch_size=16, gaussians=ENCODER.points, lr=1e-3, warmup_epochs=epochs / 20, clip=10, seed=seed,
         val_every=max(epochs // 6, 1), save_every=max(epochs // 6, 1), keep=1,
     )  # fmt: skip
     sets = {split: SplatDataset(pack, split) for split in ("train", "val")}
