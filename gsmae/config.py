@@ -51,14 +51,15 @@ def from_yaml(cls: type[C], path: str | Path, over: C | None = None) -> C:
         raise InputError(path, f"not readable as YAML: {' '.join(str(error).split())}") from None
     values = values if values is not None else {}
     if over is not None and isinstance(values, dict):
-        values = _merged(over.model_dump(mode="json"), values)
+        values = merged(over.model_dump(mode="json"), values)
     return from_mapping(cls, values, path)
 
 
-def to_yaml(config: Config, path: str | Path) -> None:
-    """Write the whole configuration, defaults included."""
+def to_yaml(config: Config | dict[str, Any], path: str | Path) -> None:
+    """Write the whole configuration, defaults included; or plain values, as they are."""
+    values = config.model_dump(mode="json") if isinstance(config, Config) else config
     with write_aside(path) as temporary:
-        temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
 def digest(*configs: Config | dict[str, Any]) -> str:
@@ -67,9 +68,9 @@ def digest(*configs: Config | dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Nested values of `above` over those of `below`."""
-    both = {k: _merged(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
+    both = {k: merged(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
     return {**below, **above, **both}
 
 
