@@ -16,7 +16,7 @@ from gsmae.errors import GsmaeError
 from gsmae.gaussians import SH_DC, Gaussians
 
 from .cameras import Cameras
-from .density import Growth
+from .density import Growth, prunings_at, weighted
 from .profiles import FitConfig
 from .quality import evaluate
 from .surface import SurfaceSamples
@@ -47,6 +47,8 @@ def fit(
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Fit:
     """Optimise a splat until it shows what the views show, or the validation views stop improving.
+
+    The state that is kept is the best on the validation views of those after the last pruning.
 
     images       [V, H, W, 3] uint8, the training views, on white
     val_images   a few others: they decide when to stop and which state is kept, nothing else
@@ -99,6 +101,8 @@ def fit(
         bad = 0
         state.update(offsets.grad, step / config.iterations)
         state.grow(step, lambda g: importance(g, cameras))
+        if prunings_at(step, config):
+            best, best_psnr, stale = None, -math.inf, 0  # what was before has more Gaussians than are wanted
         if step % config.val_every == 0:
             look(step)
             good = state.snapshot()
@@ -138,9 +142,7 @@ def importance(gaussians: Gaussians, cameras: Cameras) -> Tensor:
         g.means, g.quats, g.scales, g.opacities, g.sh,
         torch.from_numpy(cameras.viewmats), torch.from_numpy(cameras.Ks), cameras.width, cameras.height,
     )  # fmt: skip
-    volume = g.scales.prod(dim=1)
-    reference = volume.sort(descending=True).values[int(0.9 * (len(volume) - 1))].clamp_min(1e-30)
-    return seen * (volume / reference) ** 0.1
+    return weighted(seen, g.scales)
 
 
 def _facing(normals: Tensor) -> Tensor:

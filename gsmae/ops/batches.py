@@ -20,7 +20,7 @@ from . import reference, warp
 
 
 class Backend(NamedTuple):
-    """Twins of gsmae.ops.reference.batches.
+    """Twins of gsmae.ops.reference.batches and steps.
 
     static   whether a call with a `capacity` waits for nothing, so that it can be captured as a CUDA graph
     """
@@ -29,6 +29,7 @@ class Backend(NamedTuple):
     rasterize_many: Callable[..., tuple[Tensor, Tensor]]
     contributions_many: Callable[..., Tensor]
     l1_ssim_many: Callable[..., Tensor]
+    adam_many: Callable[..., None]
     static: bool
 
 
@@ -49,21 +50,31 @@ def _each() -> Backend:
     plain = reference.batches
     return Backend(
         "each", partial(plain.rasterize_many, one=ops.rasterize),
-        partial(plain.contributions_many, one=ops.contributions), partial(plain.l1_ssim_many, one=ops.l1_ssim), False,
+        partial(plain.contributions_many, one=ops.contributions), partial(plain.l1_ssim_many, one=ops.l1_ssim),
+        reference.steps.adam_many, False,
     )  # fmt: skip
 
 
 def _warp() -> Backend:
     warp.runtime.warp()  # the error that names the extra comes here
-    return Backend("warp", warp.splats.rasterize_many, warp.splats.contributions_many, warp.images.l1_ssim_many, True)
+    return Backend(
+        "warp",
+        warp.splats.rasterize_many,
+        warp.splats.contributions_many,
+        warp.images.l1_ssim_many,
+        warp.steps.adam_many,
+        True,
+    )
 
 
 def _gsplat() -> Backend:
     from . import gsplat
 
     gsplat.prepare()
-    loss = warp.images.l1_ssim_many if warp.runtime.installed() else reference.batches.l1_ssim_many
-    return Backend("gsplat", gsplat.rasterize_many, gsplat.contributions_many, loss, False)
+    ours = warp.runtime.installed()
+    loss = warp.images.l1_ssim_many if ours else reference.batches.l1_ssim_many
+    adam = warp.steps.adam_many if ours else reference.steps.adam_many
+    return Backend("gsplat", gsplat.rasterize_many, gsplat.contributions_many, loss, adam, False)
 
 
 BACKENDS: dict[str, Callable[[], Backend]] = {"each": _each, "warp": _warp, "gsplat": _gsplat}

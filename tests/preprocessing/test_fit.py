@@ -61,6 +61,18 @@ def test_the_best_state_on_the_validation_views_is_the_one_that_is_kept(lamp):
     assert evaluate(result.gaussians, lamp[1][1], lamp[2][1]).psnr == pytest.approx(result.psnr_val, abs=1e-4)
 
 
+def test_what_is_kept_was_pruned_and_a_fit_does_not_stop_while_it_recovers(lamp):
+    """A fit of the profile `paper` kept a state from before its last pruning and stopped while it still gained."""
+    c = CONFIG.model_copy(
+        update={"iterations": 100, "val_every": 10, "prune_at": (0.7,), "prune_share": 0.95, "patience": 2}
+    )
+    result = run(lamp, c)
+    before = [h["psnr_val"] for h in result.history if h["step"] < 70]
+    assert result.psnr_val < max(before) and len(result.gaussians) == 45 and result.iterations == 100
+    after = [h for h in result.history if h["step"] >= 70]
+    assert result.psnr_val == max(h["psnr_val"] for h in after) and after[0]["psnr_val"] < after[-1]["psnr_val"]
+
+
 def test_a_fit_that_no_longer_improves_stops_early(lamp):
     c = CONFIG.model_copy(update={"iterations": 200, "min_gain": 50.0, "patience": 2, "grow_until": 0.1})
     assert run(lamp, c).iterations < 200

@@ -1,5 +1,5 @@
 """Plain torch twins: what every operation means, in any float type and on any device."""
 
-from . import batches, images, points, splats
+from . import batches, images, points, splats, steps
 
-__all__ = ["batches", "images", "points", "splats"]
+__all__ = ["batches", "images", "points", "splats", "steps"]

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...errors import GsmaeError
 
 BLOCK = 256  # threads of a block: one for each pixel of a tile
+_streams: dict[tuple[int, int], Any] = {}
 
 
 def installed() -> bool:
@@ -57,9 +58,16 @@ def on(device: torch.device) -> Iterator[Any]:
         with _quiet(wp):
             yield wp
         return
-    stream = wp.stream_from_torch(torch.cuda.current_stream(device))
-    with _quiet(wp), wp.ScopedStream(stream, sync_enter=False, sync_exit=False):
+    with _quiet(wp), wp.ScopedStream(stream(torch.cuda.current_stream(device)), sync_enter=False, sync_exit=False):
         yield wp
+
+
+def stream(of_torch: Any) -> Any:
+    """Warp's name for a stream of torch, the same one every time."""
+    key = of_torch.device.index, of_torch.cuda_stream
+    if key not in _streams:
+        _streams[key] = warp().stream_from_torch(of_torch)
+    return _streams[key]
 
 
 def launch(wp: Any, kernel: Any, threads: int, device: torch.device, *arguments: Any) -> None:

@@ -27,7 +27,8 @@ class Capacity:
     needed  [1] int64 on the device: the largest number of pairs since the last look
     """
 
-    SLACK = 1.25
+    SLACK = 1.3  # room for so many times what was needed
+    TIGHT = 1.05  # room that is less than so many times what was needed is enlarged before it overflows
 
     def __init__(self, pairs: int, device: torch.device | str):
         self.pairs = max(int(pairs), 1)
@@ -38,13 +39,13 @@ class Capacity:
         return self.needed > self.pairs
 
     def grow(self) -> bool:
-        """Look: forget what was needed; when it did not fit make room, with some to spare, and say so."""
+        """Look: make room, with some to spare, where it was too little or tight; says whether pairs were left out."""
         needed = int(self.needed)
         self.needed.zero_()
-        if needed <= self.pairs:
-            return False
-        self.pairs = int(needed * self.SLACK)
-        return True
+        missed = needed > self.pairs
+        if needed * self.TIGHT > self.pairs:
+            self.pairs = int(needed * self.SLACK)
+        return missed
 
 
 class Cameras(NamedTuple):
