@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .config import Config
 from .features import FeatureSpec
-from .models import ClassifierConfig, EncoderConfig, MAEConfig, SegmenterConfig
+from .models import ClassifierConfig, EncoderConfig, MAEConfig, PointNet2Config, SegmenterConfig
 from .training import TrainConfig
 
 QUICK = EncoderConfig(width=96, depth=3, heads=3, groups=32, group_size=16, points=512)
@@ -39,6 +39,15 @@ class SegmentRun(Config):
     train: TrainConfig = TrainConfig(lr=2e-4, batch_size=16, gaussians=2048, clip=10)
 
 
+class PointNet2Run(Config):
+    """Training a PointNet++ on labels alone, a baseline with the loop, batches and budget of ClassifyRun."""
+
+    spec: FeatureSpec = FeatureSpec()
+    """which fields are embedded and normalised"""
+    model: PointNet2Config = PointNet2Config()
+    train: TrainConfig = TrainConfig(lr=5e-4, batch_size=224, clip=10)
+
+
 def _quick(epochs: int, lr: float) -> TrainConfig:
     return TrainConfig(
         epochs=epochs, batch_size=8, gaussians=512, queries=512, lr=lr, warmup_epochs=epochs / 20, clip=10,
@@ -66,4 +75,11 @@ SEGMENT = {
     "small": SegmentRun(model=SegmenterConfig(encoder=SMALL)),
     "base": SegmentRun(),
 }
-RECIPES = {"pretrain": PRETRAIN, "classify": CLASSIFY, "segment": SEGMENT}
+POINTNET2 = {
+    "tiny": PointNet2Run(
+        model=PointNet2Config(centers=(128, 32), neighbors=(16, 16), share=0.5), train=_quick(epochs=200, lr=5e-4)
+    ),
+    "small": PointNet2Run(),
+    "base": PointNet2Run(),
+}
+RECIPES = {"pretrain": PRETRAIN, "classify": CLASSIFY, "segment": SEGMENT, "pointnet2": POINTNET2}

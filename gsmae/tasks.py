@@ -20,6 +20,8 @@ from .models import (
     LatentOutput,
     MAEConfig,
     MAEOutput,
+    PointNet2,
+    PointNet2Config,
     Segmenter,
     SegmenterConfig,
     effective_rank,
@@ -124,6 +126,17 @@ class Classify(Plain):
                 "confusion": counts.tolist(), "predicted": answers}  # fmt: skip
 
 
+class PointNet2Classify(Classify):
+    """As Classify, by a supervised PointNet++ on the same batches: a baseline."""
+
+    config = PointNet2Config
+
+    @staticmethod
+    def model(config: PointNet2Config, spec: FeatureSpec, generator: torch.Generator | None = None) -> PointNet2:  # type: ignore[override]
+        """The network, with weights drawn from the generator."""
+        return PointNet2(config, spec, generator=generator)
+
+
 class Segment(Plain):
     """One part per labelled surface point, the category given; instance mIoU picks the checkpoint.
 
@@ -167,7 +180,7 @@ class Segment(Plain):
 
 
 OBJECTIVES: dict[str, type[GaussianMAE] | type[GaussianLatent]] = {"reconstruct": GaussianMAE, "latent": GaussianLatent}
-TASKS = {"pretrain": Pretrain, "classify": Classify, "segment": Segment}
+TASKS = {"pretrain": Pretrain, "classify": Classify, "segment": Segment, "pointnet2": PointNet2Classify}
 
 
 def _predicted(model: nn.Module, batch: Batch, generator: torch.Generator) -> MAEOutput | LatentOutput:

@@ -10,7 +10,7 @@ from . import checkpoint
 from .config import from_mapping
 from .errors import InputError, nearest_name
 from .features import FeatureSpec
-from .models import Classifier, Encoder, GaussianLatent, GaussianMAE, Segmenter
+from .models import Classifier, Encoder, GaussianLatent, GaussianMAE, PointNet2, Segmenter
 from .tasks import TASKS
 from .weights import load_weights
 
@@ -19,18 +19,25 @@ from .weights import load_weights
 class Trained:
     """A checkpoint brought back to life, in evaluation mode.
 
-    model    the network; all have an `encoder`
+    model    the network
     task     its name in TASKS
     spec     how its input is normalised
     state    all of state.json: progress, class and part names, versions
     path     the checkpoint folder
     """
 
-    model: GaussianMAE | GaussianLatent | Classifier | Segmenter
+    model: GaussianMAE | GaussianLatent | Classifier | Segmenter | PointNet2
     task: str
     spec: FeatureSpec
     state: dict[str, Any]
     path: Path
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder of the network; InputError for the supervised baseline, which has none."""
+        if isinstance(self.model, PointNet2):
+            raise InputError(self.path, f"a '{self.task}' network has no encoder", "name another run")
+        return self.model.encoder
 
 
 def load_trained(path: str | Path) -> Trained:
@@ -79,4 +86,4 @@ def load(path: str | Path) -> Encoder:
 
     path  a run or checkpoint folder, pretrained or fine-tuned
     """
-    return load_trained(path).model.encoder
+    return load_trained(path).encoder

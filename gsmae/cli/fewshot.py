@@ -22,7 +22,7 @@ from gsmae.weights import load_weights
 
 from .kept import kept_result
 from .learning import TrainArguments, _augmentation, _device, _inherited, _parse, _stream, _versions
-from .probing import encoder_of, seen_by
+from .probing import seen_by
 from .verb import NO_PREFIX, Arguments, Flag, Outcome, parse
 
 
@@ -142,7 +142,7 @@ def _tuned(a: Any, place: Path, init: Any, spec: Any, model_config: Any, teach: 
         shutil.rmtree(folder)
     model = Classifier(model_config, spec, generator=torch.Generator().manual_seed(config.seed))
     if init:
-        load_weights(model.encoder, encoder_of(init).state_dict()).require(init.path)
+        load_weights(model.encoder, init.encoder.state_dict()).require(init.path)
     header = {"task": "classify", "spec": spec.model_dump(mode="json"), "model": model_config.model_dump(mode="json"),
               "classes": list(teach.class_names), "parts": [], "versions": _versions()}  # fmt: skip
     drop = len(teach) >= config.batch_size
@@ -159,7 +159,7 @@ def _tuned(a: Any, place: Path, init: Any, spec: Any, model_config: Any, teach: 
 
 def _probed(a: Any, init: zoo.Trained, teach: Any, ask: Any, seed: int) -> float:
     """Accuracy of a simple classifier of frozen features on one fold."""
-    encoder = encoder_of(init)
+    encoder = init.encoder
     seen: list[Features] = [seen_by(init, encoder, dataset, a.device) for dataset in (teach, ask)]
     best = fit_few(a.protocol, seen[0], seed)
     return float((best.predict(seen[1].vectors) == seen[1].labels).mean())

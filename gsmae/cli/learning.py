@@ -63,6 +63,14 @@ class FinetuneArguments(TrainArguments):
     """only objects of these classes; none named: all (for segmentation: all that have parts)"""
 
 
+class PointNet2Arguments(TrainArguments):
+    """Train a PointNet++ from scratch on labels alone: a baseline (extra `baselines`)."""
+
+    classes: tuple[str, ...] = ()
+    """only objects of these classes; none named: all"""
+    run: Annotated[recipes.PointNet2Run, NO_PREFIX] = recipes.PointNet2Run()
+
+
 class ClassifyArguments(FinetuneArguments):
     """Fine-tune (or, without --init, train from scratch) a classifier of whole objects."""
 
@@ -75,9 +83,10 @@ class SegmentArguments(FinetuneArguments):
     run: Annotated[recipes.SegmentRun, NO_PREFIX] = recipes.SegmentRun()
 
 
-FINETUNE: dict[str, type[ClassifyArguments] | type[SegmentArguments]] = {
+FINETUNE: dict[str, type[ClassifyArguments] | type[SegmentArguments] | type[PointNet2Arguments]] = {
     "classify": ClassifyArguments,
     "segment": SegmentArguments,
+    "pointnet2": PointNet2Arguments,
 }
 
 
@@ -88,7 +97,7 @@ def pretrain(argv: list[str]) -> Outcome:
 
 
 def finetune(argv: list[str]) -> Outcome:
-    """gsmae finetune classify|segment"""
+    """gsmae finetune classify|segment|pointnet2"""
     if not argv or argv[0] in ("-h", "--help"):
         code = 0 if argv else 2
         lines = ["usage: gsmae finetune TASK DATA --out RUN [OPTIONS]      gsmae finetune TASK --help", ""]
@@ -98,7 +107,8 @@ def finetune(argv: list[str]) -> Outcome:
         return Outcome({}, 2, False, [f"gsmae finetune: unknown task '{argv[0]}': {nearest_name(argv[0], FINETUNE)}"])
     task = argv[0]
     a = _parse(FINETUNE[task], f"finetune {task}", task, argv[1:])
-    init = zoo.load_trained(a.init) if a.init else None
+    begin = getattr(a, "init", None)
+    init = zoo.load_trained(begin) if begin else None
     spec = init.spec if init else a.run.spec
     model = a.run.model
     if init:
@@ -108,7 +118,7 @@ def finetune(argv: list[str]) -> Outcome:
 
 def _inherited(a: Any, task: str, init: zoo.Trained) -> Any:
     """The encoder of the run to begin with; flags that ask for another one, or for other features, are refused."""
-    usual, asked, found = recipes.RECIPES[task][a.recipe], a.run, init.model.encoder.config
+    usual, asked, found = recipes.RECIPES[task][a.recipe], a.run, init.encoder.config
     if asked.spec not in (usual.spec, init.spec):
         raise InputError(init.path, f"its features are {init.spec}, --spec asks for {asked.spec}", "leave --spec out")
     wanted, default = asked.model.encoder, usual.model.encoder
@@ -200,7 +210,7 @@ def _run(a: Any, name: str, spec: FeatureSpec, model_config: Any, init: zoo.Trai
     task = _task(name, dataset)
     model = TASKS[name].model(model_config, spec, generator=torch.Generator().manual_seed(config.seed))
     if init:
-        load_weights(model.encoder, init.model.encoder.state_dict()).require(init.path)
+        load_weights(model.encoder, init.encoder.state_dict()).require(init.path)
     header = {
         "task": name, "spec": spec.model_dump(mode="json"), "model": model_config.model_dump(mode="json"),
         "classes": list(dataset.class_names), "parts": part_names(dataset),

@@ -51,7 +51,7 @@ def probe(argv: list[str]) -> Outcome:
 
     a = parse(ProbeArguments, "probe", argv)
     found = zoo.load_trained(a.run)
-    encoder = encoder_of(found)
+    encoder = found.encoder
     sets = {split: SplatDataset(a.data, split=split) for split in dict.fromkeys(("train", "val", a.split))}
     measured, kept = sets[a.split], home(found) / f"probe_{a.method}_{a.split}.json"
     identity = {"checkpoint": found.path.name, "data": measured.fingerprint[:12], "split": a.split, "method": a.method}
@@ -107,7 +107,7 @@ def retrieve(argv: list[str]) -> Outcome:
     if not 0 < a.keep <= 1 or a.k < 1:
         raise InputError(f"--keep {a.keep} --k {a.k}", "keep is above 0 and at most 1, k at least 1")
     found = zoo.load_trained(a.run)
-    encoder, config = encoder_of(found), _config(found)
+    encoder, config = found.encoder, _config(found)
     gallery, asked = SplatDataset(a.data, split="train"), SplatDataset(a.data, split=a.split)
     kept = home(found) / f"retrieval_{a.split}.json"
     identity: dict[str, Any] = {
@@ -134,14 +134,6 @@ def retrieve(argv: list[str]) -> Outcome:
     }  # fmt: skip
     write_json(kept, result)
     return _shown({**result, "read": "now"}, a.as_json)
-
-
-def encoder_of(found: zoo.Trained) -> Encoder:
-    """The encoder of a run; InputError for a network without one."""
-    encoder = getattr(found.model, "encoder", None)
-    if not isinstance(encoder, Encoder):
-        raise InputError(found.path, f"a '{found.task}' network has no encoder", "name a run of pretrain or finetune")
-    return encoder
 
 
 def seen_by(found: zoo.Trained, encoder: Encoder, dataset: Any, device: str) -> Features:

@@ -5,6 +5,7 @@ from .heads import Classifier, ClassifierConfig, Segmenter, SegmenterConfig
 from .latent import GaussianLatent, LatentOutput, effective_rank
 from .mae import GaussianMAE, MAEOutput, reconstruct
 from .masked import LatentConfig, MAEConfig
+from .pointnet2 import PointNet2, PointNet2Config
 
 __all__ = [
     "Classifier",
@@ -18,6 +19,8 @@ __all__ = [
     "LatentOutput",
     "MAEConfig",
     "MAEOutput",
+    "PointNet2",
+    "PointNet2Config",
     "Segmenter",
     "SegmenterConfig",
     "effective_rank",
