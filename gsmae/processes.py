@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from contextlib import AbstractContextManager
 from typing import Any, Literal
@@ -46,8 +47,16 @@ class Team:
         if self.accelerator.num_processes != self.world:
             found = self.accelerator.num_processes
             raise GsmaeError(f"{self.world} processes were started, {found} found each other; start them by torchrun")
+        if self.world > 1:  # the connections serve the next run in these processes as well
+            atexit.unregister(_disconnect)
+            atexit.register(_disconnect)
         # flags are agreed on over the CPU, so that no GPU has to be waited for
         self._flags = dist.new_group(backend="gloo") if self.world > 1 and self.device.type != "cpu" else None
+
+    @property
+    def prompt(self) -> bool:
+        """Whether the device's results are there when a call returns, so that reading them costs nothing."""
+        return self.device.type == "cpu"
 
     @property
     def lead(self) -> bool:
@@ -92,10 +101,10 @@ class Team:
         if self.world > 1:
             self.accelerator.wait_for_everyone()
 
-    def leave(self) -> None:
-        """Take the connections down, together."""
-        if self.world > 1 and dist.is_initialized():
-            dist.destroy_process_group()
+
+def _disconnect() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def synchronize_norms(model: nn.Module) -> None:

@@ -93,7 +93,10 @@ class Task(Protocol):
     selects: tuple[str, int]
 
     def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise, and what else to log."""
+        """The scalar to minimise, and what else to log: means over what `weight` counts.
+
+        What it draws, it draws from the generator or by `shares.drawn`, so that a divided batch draws the same.
+        """
         ...
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Any]:
@@ -243,7 +246,6 @@ class _Loop:
             self.shown.close()
             if self.journal:
                 self.journal.close()
-        self.team.leave()
         counts = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
         return TrainReport(
             run=str(self.path),
@@ -281,7 +283,7 @@ class _Loop:
         self.optimizer.found_inf = 1 - finite.float()  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        known = bool(finite) if finite.device.type == "cpu" else None
+        known = bool(finite) if self.team.prompt else None
         if not known:  # BatchNorm has already averaged over what was not finite
             for buffer, before in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(torch.where(finite, buffer, before))
@@ -350,7 +352,7 @@ class _Loop:
 
     def _settle(self) -> None:
         """Read what is still on the device, write it down and judge it."""
-        unjudged = self.taken if self.team.device.type != "cpu" else []
+        unjudged = [] if self.team.prompt else self.taken
         rows = self._write()
         for taken, (finite, *_) in zip(unjudged, rows, strict=False):
             self._judge(taken, bool(finite))
@@ -450,7 +452,6 @@ class _Loop:
 
     def _leave(self) -> NoReturn:
         self._save()
-        self.team.leave()
         raise Interrupted(f"{self.path}: stopped by a signal at step {self.step}; run the same command to go on")
 
     def _save(self) -> None:

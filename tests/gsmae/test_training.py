@@ -16,6 +16,7 @@ from gsmae import checkpoint
 from gsmae.batch import Batch
 from gsmae.errors import GsmaeError
 from gsmae.optimizer import adamw, learning_rate
+from gsmae.shares import Dropout, drawn
 from gsmae.training import Interrupted, TrainConfig, train
 
 CONFIG = TrainConfig(epochs=4, warmup_epochs=1, val_every=1, save_every=1, batch_size=4, lr=1e-2, keep=2)
@@ -50,7 +51,7 @@ class Toy:
 
     def loss(self, model, batch, generator):
         self.modes.append(model.training)
-        noise = 0.01 * torch.randn(4, 14, generator=generator)
+        noise = 0.01 * drawn(len(batch), lambda n: torch.randn(n, 14, generator=generator))
         return nn.functional.cross_entropy(model(batch.points.mean(dim=1) + noise), batch.labels), {}
 
     def weight(self, batch):
@@ -67,7 +68,7 @@ class Toy:
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(14, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
+    return nn.Sequential(nn.Linear(14, 8), nn.BatchNorm1d(8), nn.ReLU(), Dropout(0.2), nn.Linear(8, 2))
 
 
 def run_toy(run: Path, config: TrainConfig = CONFIG, stream: Stream | None = None, task: Toy | None = None):
