@@ -45,7 +45,7 @@ class Uneven(Toy):
         loss = nn.functional.cross_entropy(scores, batch.labels, reduction="none")
         kept = self._kept(batch)
         mean = (loss * kept).sum() / kept.sum().clamp_min(1)
-        return mean, {"more": mean.detach() + 1}
+        return mean, {"twice": 2 * mean.detach()}
 
     def weight(self, batch: Batch):
         return self._kept(batch).sum()
