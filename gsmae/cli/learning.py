@@ -121,6 +121,10 @@ def _inherited(a: Any, task: str, init: zoo.Trained) -> Any:
     usual, asked, found = recipes.RECIPES[task][a.recipe], a.run, init.encoder.config
     if asked.spec not in (usual.spec, init.spec):
         raise InputError(init.path, f"its features are {init.spec}, --spec asks for {asked.spec}", "leave --spec out")
+    if task == "segment" and init.spec.group != ("means",):
+        cause = f"its positions are made of {', '.join(init.spec.group)}, those of part segmentation of means, "
+        cause += "which is all that a surface point has"
+        raise InputError(init.path, cause, "begin with a run that was pretrained with --spec.group means")
     wanted, default = asked.model.encoder, usual.model.encoder
     rate = found.drop_path if wanted.drop_path == default.drop_path else wanted.drop_path
     found = found.model_copy(update={"drop_path": rate})
