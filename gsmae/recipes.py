@@ -55,9 +55,14 @@ def _quick(epochs: int, lr: float) -> TrainConfig:
     )  # fmt: skip
 
 
-# tiny: 2 CPU cores, minutes, for trials and the quickstart: its accuracies on 20 objects mean nothing.
-# small: one GPU, an hour or so; not measured.
-# base: the paper. 300 epochs of 51,934 objects on one GPU; not measured here, see docs/results.md.
+# gsmae pretrain PACK --out RUN --recipe NAME, then gsmae finetune classify|segment PACK --out RUN --init RUN --recipe NAME
+#
+# tiny   2 CPU cores, minutes. Measured: as a part of `bash scripts/quickstart.sh`, which takes 4 minutes with its 20
+#        objects (accuracies of 5 objects mean nothing), and at about its size, on several hundred objects, in
+#        docs/results.md, "Options beyond the paper".
+# small  one GPU; time and accuracy not measured.
+# base   the paper's: 300 epochs of 51,934 objects, one GPU (the authors: an A6000 for pretraining, an H100 for
+#        fine-tuning); time and accuracy not measured here. That the network is the released one is: tests -m parity.
 PRETRAIN = {
     "tiny": PretrainRun(
         model=MAEConfig(encoder=QUICK, decoder_depth=1, decoder_heads=3), train=_quick(epochs=600, lr=1e-3)
