@@ -55,7 +55,8 @@ def _quick(epochs: int, lr: float) -> TrainConfig:
     )  # fmt: skip
 
 
-# gsmae pretrain PACK --out RUN --recipe NAME, then gsmae finetune classify|segment PACK --out RUN --init RUN --recipe NAME
+#     gsmae pretrain PACK --out RUN --recipe NAME
+#     gsmae finetune classify PACK --out RUN2 --init RUN --recipe NAME       (or: segment)
 #
 # tiny   2 CPU cores, minutes. Measured: as a part of `bash scripts/quickstart.sh`, which takes 4 minutes with its 20
 #        objects (accuracies of 5 objects mean nothing), and at about its size, on several hundred objects, in
