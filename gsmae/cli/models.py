@@ -42,7 +42,7 @@ def reconstruct(argv: list[str]) -> Outcome:
     a = parse(ReconstructArguments, "reconstruct", argv)
     trained = zoo.load_trained(a.run)
     if not isinstance(trained.model, GaussianMAE):
-        raise InputError(trained.path, f"is a '{trained.task}' run", "only a pretrained run can reconstruct")
+        raise InputError(trained.path, f"is a '{trained.task}' run", "only one pretrained to reconstruct can do so")
     names = [file.stem for file in a.splats]
     for file in a.splats:
         if names.count(file.stem) > 1:
