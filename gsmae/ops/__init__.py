@@ -8,7 +8,7 @@ splats on a GPU, many objects at once (`gsmae.ops.batches`), where the extra `gp
 from torch import Tensor, is_grad_enabled
 
 from . import native, reference, warp
-from .reference.points import chamfer, interpolate, three_nearest
+from .reference.points import chamfer
 from .reference.segments import segment_reduce
 
 __all__ = [
@@ -89,6 +89,18 @@ def group(points: Tensor, count: int, k: int, start: int = 0) -> tuple[Tensor, T
     """Farthest points and the k nearest of each; see `gsmae.ops.reference.points.group`."""
     twin = native if native.usable(points) else reference
     return twin.points.group(points, count, k, start)
+
+
+def three_nearest(query: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """The three nearest centres of each query and their weights; see `gsmae.ops.reference.points.three_nearest`."""
+    twin = native if native.usable(query, centers) else reference
+    return twin.points.three_nearest(query, centers)
+
+
+def interpolate(query: Tensor, centers: Tensor, features: Tensor) -> Tensor:
+    """Features carried from the three nearest centres; see `gsmae.ops.reference.points.interpolate`."""
+    twin = native if native.usable(query, centers) else reference  # features of any type: a product mixes them
+    return twin.points.interpolate(query, centers, features)
 
 
 def _splat_twin(*tensors: Tensor | None):

@@ -19,7 +19,7 @@ class Aggregate(nn.Module):
     def __init__(self, slots: int):
         super().__init__()
         self.learnable_temp, self.log_temp_bias = nn.Parameter(torch.zeros(slots)), nn.Parameter(torch.zeros(slots))
-        self.nnn = nn.Module()
+        self.nnn = nn.Module()  # released, and never used
         self.nnn.register_buffer("log_temp", torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,13 +42,12 @@ class Tokenizer(nn.Module):
             nn.Conv1d(2 * local, 2 * local, 1), nn.BatchNorm1d(2 * local), nn.ReLU(inplace=True),
             nn.Conv1d(2 * local, width, 1),
         )  # fmt: skip
-        if slots is not None:
-            self.n3_agg = Aggregate(slots)
+        self.n3_agg = None if slots is None else Aggregate(slots)
 
     def forward(self, groups: Tensor) -> Tensor:
         batch, count, size, columns = groups.shape
         x = self.first_conv(groups.reshape(batch * count, size, columns).transpose(2, 1))
-        if hasattr(self, "n3_agg"):
+        if self.n3_agg is not None:
             x = self.n3_agg(x)
         shared = x.max(dim=2, keepdim=True).values
         x = self.second_conv(torch.cat([shared.expand(-1, -1, x.shape[2]), x], dim=1))
@@ -77,8 +76,7 @@ class Block(nn.Module):
         self.rate = rate
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn = Attention(width, heads, fixed)
-        self.mlp = nn.Module()
-        self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
 
     def drop_path(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
@@ -87,7 +85,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp.fc2(F.gelu(self.mlp.fc1(self.norm2(x)))))
+        return x + self.drop_path(self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x)))))
 
 
 class Blocks(nn.Module):
@@ -102,6 +100,12 @@ class Blocks(nn.Module):
         return x
 
 
+class Decoder(Blocks):
+    def __init__(self, width: int, depth: int, heads: int, drop_path: float, fixed: bool):
+        super().__init__(width, depth, heads, drop_path, fixed)
+        self.norm = nn.LayerNorm(width)
+
+
 def positions(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, width))
 
@@ -113,13 +117,15 @@ class Released(nn.Module):
         super().__init__()
         e = config.encoder
         self.groups, self.size, self.candidates, self.fixed = e.groups, e.group_size, e.candidates, fixed
-        self.MAE_encoder = nn.Module()
-        self.MAE_encoder.encoder = Tokenizer(14, e.width, (e.slots or e.group_size) if e.pooling else None)
-        self.MAE_encoder.pos_embed = positions(e.width)
-        self.MAE_encoder.blocks = Blocks(e.width, e.depth, e.heads, e.drop_path, fixed)
-        self.MAE_encoder.norm = nn.LayerNorm(e.width)
-        self.MAE_decoder = Blocks(e.width, config.decoder_depth, config.decoder_heads, e.drop_path, fixed)
-        self.MAE_decoder.norm = nn.LayerNorm(e.width)
+        self.MAE_encoder = nn.ModuleDict(
+            {
+                "encoder": Tokenizer(14, e.width, (e.slots or e.group_size) if e.pooling else None),
+                "pos_embed": positions(e.width),
+                "blocks": Blocks(e.width, e.depth, e.heads, e.drop_path, fixed),
+                "norm": nn.LayerNorm(e.width),
+            }
+        )
+        self.MAE_decoder = Decoder(e.width, config.decoder_depth, config.decoder_heads, e.drop_path, fixed)
         self.decoder_pos_embed = positions(e.width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, e.width))
         for name, width in FIELDS.items():
@@ -151,10 +157,10 @@ class Released(nn.Module):
         members, centers = self.group(points)
         batch = len(points)
         encoder = self.MAE_encoder
-        tokens = encoder.encoder(members)
+        tokens = encoder["encoder"](members)
         visible = tokens[~mask].reshape(batch, -1, tokens.shape[-1])
         at = centers[..., :3]
-        x = encoder.norm(encoder.blocks(visible, encoder.pos_embed(at[~mask].reshape(batch, -1, 3))))
+        x = encoder["norm"](encoder["blocks"](visible, encoder["pos_embed"](at[~mask].reshape(batch, -1, 3))))
         where = [self.decoder_pos_embed(at[m].reshape(batch, -1, 3)) for m in (~mask, mask)]
         hidden = where[1].shape[1]
         x = torch.cat([x, self.mask_token.expand(batch, hidden, -1)], dim=1)

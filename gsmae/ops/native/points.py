@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..reference.points import check_farthest, check_nearest
+from ..reference.points import check_farthest, check_nearest, mixed, weighted
 from .library import library, threads
 
 
@@ -37,6 +37,16 @@ def group(points: Tensor, count: int, k: int, start: int = 0) -> tuple[Tensor, T
     neighbours = torch.empty(len(points), count, k, dtype=torch.int64)
     _cover(points, start, centers, neighbours)
     return centers, neighbours
+
+
+def three_nearest(query: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """See gsmae.ops.reference.points.three_nearest; the same indices, and so the same weights and gradients."""
+    return weighted(query, centers, nearest(query, centers, min(3, centers.shape[1])))
+
+
+def interpolate(query: Tensor, centers: Tensor, features: Tensor) -> Tensor:
+    """See gsmae.ops.reference.points.interpolate; the same values and gradients."""
+    return mixed(features, *three_nearest(query, centers))
 
 
 def _cover(points: Tensor, start: int, centers: Tensor, neighbours: Tensor | None) -> None:

@@ -86,10 +86,7 @@ def three_nearest(query: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
 
     PointNet++ (arXiv 1706.02413, equation 2).
     """
-    indices = nearest(query, centers, min(3, centers.shape[1]))
-    found = _rows(centers, indices)
-    closeness = 1 / ((query[:, :, None] - found).square().sum(dim=-1) + 1e-8)
-    return indices, closeness / closeness.sum(dim=-1, keepdim=True)
+    return weighted(query, centers, nearest(query, centers, min(3, centers.shape[1])))
 
 
 def interpolate(query: Tensor, centers: Tensor, features: Tensor) -> Tensor:
@@ -100,9 +97,7 @@ def interpolate(query: Tensor, centers: Tensor, features: Tensor) -> Tensor:
     features  [B, G, D]
     returns   [B, P, D]; differentiable in all three
     """
-    indices, weights = three_nearest(query, centers)
-    rows = weights.new_zeros(*query.shape[:2], centers.shape[1]).scatter(2, indices, weights)
-    return rows.to(features.dtype) @ features  # a matrix product both ways: no gathered copy, no atomic additions
+    return mixed(features, *three_nearest(query, centers))
 
 
 def chamfer(a: Tensor, b: Tensor) -> Tensor:
@@ -126,6 +121,19 @@ def chamfer_matches(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """
     distance = _squared_distances(_working(a), _working(b))
     return distance.argmin(dim=2), distance.argmin(dim=1)
+
+
+def weighted(query: Tensor, centers: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """The indices [B, P, k] and the weights of those centres, as `three_nearest` gives them."""
+    found = _rows(centers, indices)
+    closeness = 1 / ((query[:, :, None] - found).square().sum(dim=-1) + 1e-8)
+    return indices, closeness / closeness.sum(dim=-1, keepdim=True)
+
+
+def mixed(features: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+    """Sums of the rows `indices` [B, P, k] of the features [B, G, D] by weight [B, P, k]: [B, P, D]."""
+    rows = weights.new_zeros(*weights.shape[:2], features.shape[1]).scatter(2, indices, weights)
+    return rows.to(features.dtype) @ features  # a matrix product both ways: no gathered copy, no atomic additions
 
 
 def check_farthest(points: Tensor, count: int, start: int) -> None:

@@ -169,3 +169,30 @@ def test_groups_of_gaussians_are_the_same_with_and_without_kernels(variant, by):
 def test_positions_that_are_learned_can_be_grouped():
     points = uniform(1, 40, 3).requires_grad_()
     assert not ops.group(points, 4, 5)[1].requires_grad
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("centers", [1, 2, 3, 64])
+def test_interpolation_has_the_values_and_the_gradients_of_its_definition(variant, centers):
+    results = []
+    for twin in (native, reference, ops):
+        leaves = [t.requires_grad_() for t in (uniform(2, 50, 3), uniform(2, centers, 3, seed=1))]
+        features = uniform(2, centers, 5, seed=2).requires_grad_()
+        with library.using(variant):
+            indices, weights = (twin if twin is ops else twin.points).three_nearest(*leaves)
+            values = (twin if twin is ops else twin.points).interpolate(*leaves, features)
+        values.square().sum().backward()
+        results.append((indices, weights.detach(), values.detach(), *(t.grad for t in (*leaves, features))))
+    for ours in (results[0], results[2]):
+        assert all(torch.equal(a, b) for a, b in zip(ours, results[1], strict=True))
+
+
+def test_interpolation_takes_the_compiled_neighbours_where_it_may(monkeypatch):
+    called = []
+    real = native.points.nearest
+    monkeypatch.setattr(native.points, "nearest", lambda *a: (called.append(1), real(*a))[1])
+    query, centers, features = uniform(1, 9, 3), uniform(1, 5, 3, seed=1), uniform(1, 5, 2, seed=2)
+    ops.interpolate(query, centers, features.double())
+    assert called == ([1] if library.available() else [])
+    ops.interpolate(query.double(), centers.double(), features.double())
+    assert len(called) <= 1
