@@ -11,9 +11,10 @@ from torch import Tensor
 from gsmae.batch import Batch
 from gsmae.features import FeatureSpec, normalize
 from gsmae.gaussians import Gaussians
+from gsmae.importance import log_weights
 
 from . import draws
-from .datasets import SplatDataset
+from .datasets import SplatDataset, to_gaussians
 from .streams import has_fields
 
 
@@ -46,15 +47,18 @@ def partial_batches(
     """All objects of a dataset once, by uid, each cut by its own plane and only then normalised.
 
     The normalisation thereby knows nothing of what was cut away. Rows are the first of the packed order, which is
-    random; an object with fewer than `gaussians` begins again.
+    random, or drawn where `spec.draw` says so; an object with fewer than `gaussians` begins again.
     """
     has_fields(dataset, spec)
     for first in range(0, len(dataset), batch_size):
         numbers = range(first, min(first + batch_size, len(dataset)))
         points = []
         for i in numbers:
-            part = cut(dataset[i].gaussians, plane(dataset.uids[i], seed), keep)
-            rows = normalize(part, spec)[0]
-            points.append(rows[torch.arange(gaussians) % len(rows)])
+            uid = dataset.uids[i]
+            part = cut(to_gaussians(dataset.rows(i), 0), plane(uid, seed), keep)
+            chosen = np.arange(gaussians) % len(part)
+            if spec.draw == "importance":
+                chosen = draws.weighted(draws.key("drawn", uid), log_weights(part).numpy(), gaussians)
+            points.append(normalize(part, spec)[0][torch.from_numpy(chosen)])
         labels = torch.from_numpy(dataset.labels[list(numbers)])
         yield Batch(torch.stack(points), labels, tuple(dataset.uids[i] for i in numbers))

@@ -32,4 +32,8 @@ def test_batches_are_normalised_after_the_cut_and_hold_every_object_once(packed)
     part = cut(dataset[0].gaussians, plane(dataset.uids[0], 3))
     expected = normalize(part, spec)[0]
     assert torch.equal(found[0].points[0, : len(expected)], expected[:20])
+    heavy = FeatureSpec(draw="importance")
+    (drawn,) = partial_batches(dataset, heavy, batch_size=9, gaussians=12, seed=3)
+    assert {tuple(row) for row in drawn.points[0].tolist()} < {tuple(row) for row in expected.tolist()}
+    assert not torch.equal(drawn.points[0], expected[:12])
     assert found[0].labels.tolist() == dataset.labels[:4].tolist()
