@@ -7,6 +7,7 @@ of a classifier is chosen on other objects than those it is measured on.
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,12 @@ class Probe:
     parameter: float
     tried: dict[float, float]
     classifier: Any
+
+    @property
+    def converged(self) -> bool:
+        """Whether the solver came to an end before it was stopped."""
+        last = self.classifier[-1]
+        return not hasattr(last, "n_iter_") or int(np.max(last.n_iter_)) < last.max_iter
 
     def predict(self, vectors: np.ndarray) -> np.ndarray:
         """Labels of feature vectors, [n] int64."""
@@ -132,10 +139,13 @@ def _grid(method: str, objects: int) -> Sequence[float]:
 
 
 def _fitted(method: str, parameter: float, vectors: np.ndarray, labels: np.ndarray, seed: int) -> Any:
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(StandardScaler(), METHODS[method][0](parameter, seed)).fit(vectors, labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # `Probe.converged` says it of the one that is used
+        return make_pipeline(StandardScaler(), METHODS[method][0](parameter, seed)).fit(vectors, labels)
 
 
 def _ready(train: Features) -> None:

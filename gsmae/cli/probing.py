@@ -65,7 +65,7 @@ def probe(argv: list[str]) -> Outcome:
     overall, by_class = accuracies(counts)
     result = {
         **identity, "accuracy": overall, "class_accuracy": by_class, "objects": len(predicted),
-        "train_objects": len(seen["train"].labels), "parameter": best.parameter,
+        "train_objects": len(seen["train"].labels), "parameter": best.parameter, "converged": best.converged,
         "val_accuracy": best.tried[best.parameter], "tried": {str(p): v for p, v in best.tried.items()},
         "feature": "maximum and mean over tokens", "classes": list(measured.class_names),
         "predicted": dict(zip(seen[a.split].uids, predicted.tolist(), strict=True)),

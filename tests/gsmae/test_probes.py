@@ -23,6 +23,7 @@ def blobs(seed: int, count: int, scale: float = 1.0) -> Features:
 def test_each_method_separates_what_is_separate_and_says_what_chose_its_parameter(method):
     probe = fit(method, blobs(0, 90), blobs(1, 60))
     assert (probe.predict(blobs(2, 300).vectors) == blobs(2, 300).labels).mean() > 0.75
+    assert probe.converged
     assert probe.tried[probe.parameter] == max(probe.tried.values()) and len(probe.tried) == 5
 
 
@@ -44,6 +45,17 @@ def test_agrees_with_scikit_learn_by_hand():
     by_hand = LinearSVC(C=probe.parameter, max_iter=5000, random_state=3)
     by_hand.fit((train.vectors - mean) / std, train.labels)
     assert (probe.predict(test.vectors) == by_hand.predict((test.vectors - mean) / std)).mean() > 0.99
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_solver_that_was_stopped_is_told(monkeypatch):
+    def hasty(parameter, seed):
+        from sklearn.linear_model import LogisticRegression
+
+        return LogisticRegression(C=parameter, max_iter=2)
+
+    monkeypatch.setitem(METHODS, "linear", (hasty, (1000.0,)))
+    assert not fit("linear", blobs(0, 90), blobs(1, 60)).converged
 
 
 def test_nearest_neighbours_by_hand():
