@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -71,6 +72,9 @@ def build(
     anyway: bool = False,
     missing: bool = True,
     batch: int = 1,
+    device: str = "cpu",
+    launch: int = 0,
+    kernels: str = "auto",
     make: Callable[..., dict[str, Any]] | None = None,
 ) -> BuildReport:
     """Build every object of `root` that is not built yet; safe to interrupt and to run again.
@@ -83,6 +87,9 @@ def build(
     anyway     even those that have been tried MAX_TRIES times
     missing    false: nothing but what is tried again
     batch      objects in one job
+    device     "cpu" or "cuda"
+    launch     objects that are fitted at once, as memory allows; 0 = one by one. It is then the batch, too
+    kernels    that fit many at once: a name in `gsmae.ops.batches.BACKENDS`, or "auto"
     make       in place of `objects.make`; for tests and trials
     Raises InputError where nothing can be built, or `out` holds a build of another configuration.
     """
@@ -99,7 +106,11 @@ def build(
     pattern = re.compile(failed)
     with _only_builder(out):
         _open(out, identity, config, parts or {}, name, root, seed)
-        order = Order(out, config, parts or {}, identity, seed, uuid4().hex, limits, make)
+        batch = launch or batch
+        if launch and kernels == "gsplat" and engine == "local":
+            # compiles for many minutes: once, before every worker would begin to
+            import_module("gsmae.ops.gsplat").prepare()
+        order = Order(out, config, parts or {}, identity, seed, uuid4().hex, limits, make, device, launch, kernels)
         taken = {item.uid for item in items}
         sums = _Sums()
         for stray in [] if limit else skipped(root, name):
@@ -185,8 +196,7 @@ def _worked(
                 if isinstance(result, notes.Superseded):
                     raise InputError(order.out, "another build has taken over this folder", "stop it, or wait for it")
                 if isinstance(result, OSError):
-                    cause = f"the build stopped: {result.strerror or result}"
-                    raise InputError(result.filename or order.out, cause, "run the same command when it is mended")
+                    raise result
                 if isinstance(result, Exception) and len(job) > 1:
                     left += [(item,) for item in job]  # one of them is at fault; alone, it takes no other with it
                     continue
@@ -232,10 +242,14 @@ def _open(out: Path, identity: str, config: BuildConfig, parts: Parts, source: s
 
 @contextmanager
 def _only_builder(out: Path) -> Iterator[None]:
-    """Refuse a second builder on the same folder, and a folder that cannot be written."""
+    """Refuse a second builder on the same folder, and say which file could not be read or written."""
     with ExitStack() as held:
         try:
             held.enter_context(only_writer(out, "build", keep=True))
         except OSError as error:
             raise InputError(out, f"cannot be written: {error.strerror}") from None
-        yield
+        try:
+            yield
+        except OSError as error:
+            cause = f"the build stopped: {error.strerror or error}"
+            raise InputError(error.filename or out, cause, "run the same command when it is mended") from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from pydantic import Field
@@ -13,11 +14,14 @@ from gsmae.cli.verb import NO_PREFIX, Arguments, Flag, Outcome, parse, plain, pr
 
 from .build import BuildReport
 from .build import build as build_splats
+from .devices import LAUNCH, chosen_device
 from .engines import RayOptions, Resources, SlurmOptions
 from .limits import ObjectLimits
 from .parts import read_part_patterns
 from .profiles import PROFILES, BuildConfig
 from .upkeep import retry as retry_failed
+
+log = logging.getLogger(__name__)
 
 ANY = ObjectLimits()
 
@@ -28,7 +32,15 @@ class WorkArguments(Arguments):
     engine: Literal["local", "ray", "slurm"] = "local"
     """where the work is done: here, on a Ray cluster, or in Slurm arrays; see docs/cluster.md"""
     workers: Annotated[int, Field(ge=0)] = len(os.sched_getaffinity(0))
-    """objects side by side, one core each; 0 works inside this process; clusters have options of their own"""
+    """objects side by side, one core each; 0 works inside this process; clusters have options of their own; on a GPU at
+    most 2, one to read meshes while the other fits"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """cuda: many objects at once on a GPU; auto: so where torch sees a GPU and the extra `gpu` is installed; on a
+    cluster, where a worker is given GPUs"""
+    objects_per_launch: Annotated[int, Field(ge=0)] = 0
+    """objects that are fitted at once, as memory allows; 0 = 64 on a GPU, one by one on the CPU"""
+    kernels: Literal["auto", "each", "warp", "gsplat"] = "auto"
+    """what fits many objects at once; auto: warp on a GPU; gsplat must be installed, and compiles for many minutes"""
     ray: RayOptions = RayOptions()
     slurm: SlurmOptions = SlurmOptions()
     limit_seconds: Annotated[float, Field(ge=0)] = ANY.seconds
@@ -51,7 +63,23 @@ class WorkArguments(Arguments):
 
     def resources(self) -> Resources:
         """What an engine may use."""
-        return Resources(workers=self.workers, ray=self.ray, slurm=self.slurm)
+        workers = min(self.workers, 2) if self.on() == "cuda" else self.workers
+        return Resources(workers=workers, ray=self.ray, slurm=self.slurm)
+
+    def on(self) -> str:
+        """Where objects are fitted: cpu or cuda."""
+        given = {"ray": self.ray.gpus, "slurm": self.slurm.gpus}
+        if self.engine in given:
+            return "cuda" if self.device == "cuda" or (self.device == "auto" and given[self.engine]) else "cpu"
+        return chosen_device(self.device)
+
+    def batches(self) -> dict[str, Any]:
+        """Arguments of `build` about many objects at once; says so where it is a GPU."""
+        device = self.on()
+        launch = self.objects_per_launch or (LAUNCH if device == "cuda" else 0)
+        if device == "cuda":
+            log.info("on a GPU (CUDA), up to %d objects at once; --device cpu for the processor", launch)
+        return {"device": device, "launch": launch, "kernels": self.kernels}
 
 
 class BuildArguments(WorkArguments):
@@ -95,6 +123,7 @@ def build(argv: list[str]) -> Outcome:
     report = build_splats(
         a.path, a.out, a.build, source=a.source, parts=read_part_patterns(a.parts) if a.parts else None,
         engine=a.engine, resources=a.resources(), limits=a.limits(), limit=a.limit, seed=a.seed, retry=a.retry,
+        **a.batches(),
     )  # fmt: skip
     return _outcome(report, a.as_json)
 
@@ -103,7 +132,7 @@ def retry(argv: list[str]) -> Outcome:
     """gsmae retry"""
     a = parse(RetryArguments, "retry", argv)
     report = retry_failed(
-        a.path, a.failed, anyway=a.anyway, engine=a.engine, resources=a.resources(), limits=a.limits()
+        a.path, a.failed, anyway=a.anyway, engine=a.engine, resources=a.resources(), limits=a.limits(), **a.batches()
     )
     return _outcome(report, a.as_json)
 

@@ -17,6 +17,10 @@ from .sources import MeshItem
 
 def build_objects(items: tuple[MeshItem, ...], order: Order) -> list[dict[str, Any]]:
     """One job: the records of these objects, all committed when it returns."""
+    if order.launch and order.make is None:
+        from .batches import build_batch  # torch and the renderers load in the worker
+
+        return build_batch(items, order)
     return [build_object(item, order) for item in items]
 
 

@@ -7,22 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from gsmae.errors import InputError
 from gsmae.files import sha256, write_aside
 from gsmae.ply import write_ply
 
-from .cameras import test_cameras, train_cameras, val_cameras
+from .cameras import Cameras, test_cameras, train_cameras, val_cameras
 from .fit import Fit, fit
 from .formats.assets import Limits
 from .limits import OutOfMemory, within_memory
-from .meshes import load_mesh
+from .meshes import Mesh, load_mesh
 from .profiles import BuildConfig
 from .quality import evaluate, surface_distance
 from .render import render_views
 from .sources import MeshItem
-from .surface import part_labels, sample_surface
+from .surface import SurfaceSamples, part_labels, sample_surface
 
 THUMBNAIL = 200  # pixels
 PICTURE_HEIGHT = 0.4  # sine of the elevation that people like to look from: of the test views, the nearest
@@ -50,14 +52,7 @@ def make(
     samples = sample_surface(mesh, max(config.fit.initial, config.surface_points), seed)
 
     entered("render")
-    size = config.resolution
-    # views are tested where there are views to train on: the paper's ShapeNet cameras only look down
-    band = (0.0, 45.0) if config.rig == "paper" else (-90.0, 90.0)
-    rigs = {
-        "train": train_cameras(config.rig, config.views, size),
-        "val": val_cameras(config.val_views, size, *band),
-        "test": test_cameras(config.test_views, size, *band),
-    }
+    rigs = rigs_of(config)
     views = {name: render_views(mesh, cameras, config.supersample).images for name, cameras in rigs.items()}
 
     entered("fit")
@@ -71,15 +66,47 @@ def make(
     ((_, result, cap),) = within_memory(fitted, [item], 1, config.fit.cap)
     if isinstance(result, OutOfMemory):
         raise result
+    return finish(item, out, config, patterns, mesh, samples, views["test"], result, cap, entered)
+
+
+def rigs_of(config: BuildConfig) -> dict[str, Cameras]:
+    """The cameras of the training, validation and test views, by "train", "val" and "test"."""
+    # views are tested where there are views to train on: the paper's ShapeNet cameras only look down
+    band, size = (0.0, 45.0) if config.rig == "paper" else (-90.0, 90.0), config.resolution
+    return {
+        "train": train_cameras(config.rig, config.views, size),
+        "val": val_cameras(config.val_views, size, *band),
+        "test": test_cameras(config.test_views, size, *band),
+    }
+
+
+def finish(
+    item: MeshItem,
+    out: Path,
+    config: BuildConfig,
+    patterns: dict[str, list[str]],
+    mesh: Mesh,
+    samples: SurfaceSamples,
+    tests: np.ndarray | Tensor,
+    result: Fit,
+    cap: int,
+    entered: Callable[[str], None],
+) -> dict[str, Any]:
+    """Measure a fitted splat and write everything that is kept about it; see `make`.
+
+    tests  [V, H, W, 3] uint8, the test views, on any device
+    cap    most Gaussians that the fit was allowed
+    """
+    entered("quality")
+    cameras = rigs_of(config)["test"]
     warnings = list(mesh.warnings)
     if cap < config.fit.cap:
         warnings.append(f"memory was short: fitted with at most {cap} Gaussians instead of {config.fit.cap}")
-
-    entered("quality")
-    quality = evaluate(result.gaussians, rigs["test"], views["test"])
-    heights = rigs["test"].positions[:, 2] / np.linalg.norm(rigs["test"].positions, axis=1)
+    quality = evaluate(result.gaussians, cameras, tests)
+    heights = cameras.positions[:, 2] / np.linalg.norm(cameras.positions, axis=1)
     shown = int(np.abs(heights - PICTURE_HEIGHT).argmin())
-    _picture(out / "views" / f"{item.uid}.png", views["test"][shown], quality.pictures[shown].numpy())
+    image = torch.as_tensor(tests[shown]).cpu().numpy()
+    _picture(out / "views" / f"{item.uid}.png", image, quality.pictures[shown].cpu().numpy())
     if quality.psnr < config.min_psnr:
         raise InputError(
             item.path, f"rejected: {quality.psnr:.1f} dB on the test views, {config.min_psnr:g} are asked for"

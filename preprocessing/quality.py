@@ -31,14 +31,15 @@ class Quality:
     pictures: Tensor
 
 
-def evaluate(gaussians: Gaussians, cameras: Cameras, images: np.ndarray) -> Quality:
+def evaluate(gaussians: Gaussians, cameras: Cameras, images: np.ndarray | Tensor) -> Quality:
     """Compare a splat with views of the mesh; PSNR is the mean over views, each against white.
 
-    images  [V, H, W, 3] uint8
+    images  [V, H, W, 3] uint8; where they are, the work is done
     """
-    targets = torch.from_numpy(images).float() / 255
-    viewmats, intrinsics = torch.from_numpy(cameras.viewmats), torch.from_numpy(cameras.Ks)
-    pictures = render(gaussians, viewmats, intrinsics, cameras.width, cameras.height)
+    targets = (torch.from_numpy(images) if isinstance(images, np.ndarray) else images).float() / 255
+    place = targets.device
+    viewmats, intrinsics = (torch.from_numpy(m).to(place) for m in (cameras.viewmats, cameras.Ks))
+    pictures = render(gaussians.to(place), viewmats, intrinsics, cameras.width, cameras.height)
     return Quality(float(psnr(pictures, targets).mean()), float(ops.ssim(pictures, targets).mean()), pictures)
 
 

@@ -33,6 +33,9 @@ class Order:
     identity  digest of everything that decides what the splats look like
     token     of the build that holds the folder; a worker of an earlier one stops when it finds another
     make      in place of `objects.make`; for tests and trials
+    device    "cpu" or "cuda"
+    launch    objects that are fitted at once; 0 = one by one, by `objects.make`
+    kernels   a name in `gsmae.ops.batches.BACKENDS`, or "auto"
     """
 
     out: Path
@@ -43,6 +46,9 @@ class Order:
     token: str = ""
     limits: ObjectLimits = ObjectLimits()
     make: Callable[..., dict[str, Any]] | None = None
+    device: str = "cpu"
+    launch: int = 0
+    kernels: str = "auto"
 
 
 def path_of(out: Path, uid: str) -> Path:

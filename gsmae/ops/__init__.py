@@ -63,7 +63,7 @@ def contributions(
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:
     """Structural similarity of each picture; see `gsmae.ops.reference.images.ssim`."""
-    twin = native if native.usable(image, target) and not _differentiated(image, target) else reference
+    twin = reference if _differentiated(image, target) else _splat_twin(image, target)
     return twin.images.ssim(image, target)
 
 
