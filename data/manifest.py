@@ -154,6 +154,8 @@ def read_head(path: str | Path) -> dict[str, Any]:
         raise InputError(path / "build.json", f"has schema {head.get('schema')!r}", cure)
     if not str(head.get("frame", "")).startswith("z-up"):
         raise InputError(path / "build.json", f"frame is {head.get('frame')!r}", "only splats in the z-up frame")
+    if not isinstance(head.get("seed") or 0, int):
+        raise InputError(path / "build.json", f"seed is {str(head['seed'])[:40]!r}", "a whole number is expected")
     return head
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import tarfile
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -155,6 +157,8 @@ def read_released(path: str | Path, cap: int = CAP) -> dict[str, Tensor]:
                 size = max(size, sum(entry.file_size for entry in archive.infolist()))
     except Exception as error:  # zipfile raises whatever the bytes lead it to
         raise InputError(path, f"not readable as PyTorch weights: {error}", "is the download complete?") from None
+    with suppress(tarfile.TarError), tarfile.open(path, "r:"):  # torch would unpack it to look inside
+        raise InputError(path, "is in PyTorch's old tar format, which is not read", "save it again with torch.save")
     if size > cap:
         raise InputError(path, f"has {size} bytes, more than the {cap} that are read")
     state = _unwrapped(_read(path))

@@ -45,6 +45,8 @@ class EncoderConfig(Config):
     def _fits(self) -> EncoderConfig:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
+        if self.points < self.groups:
+            raise ValueError(f"{self.points} points of a splat cannot make {self.groups} groups")
         return self
 
     @property

@@ -22,6 +22,7 @@ from .polygons import fan, strip, triangulate
 from .raw import GREY, WHITE, Material, RawMesh, numbers
 
 MAX_NODES = 100_000
+MAX_DEPTH = 500  # nodes inside nodes
 SHADERS = ("phong", "lambert", "blinn", "constant")
 Element = ElementTree.Element
 
@@ -80,17 +81,19 @@ class _Document:
         top = (
             self.refer(scene.get("url")) if scene is not None else self.root.find("library_visual_scenes/visual_scene")
         )
-        stack = [(node, np.eye(4), "") for node in reversed(top.findall("node"))] if top is not None else []
+        stack = [(node, np.eye(4), "", 0) for node in reversed(top.findall("node"))] if top is not None else []
         faces = 0  # so far: a geometry that is placed often counts as often
         for _ in range(MAX_NODES):
             if not stack:
                 return
-            node, above, name = stack.pop()
+            node, above, name, depth = stack.pop()
+            if depth > MAX_DEPTH:
+                break
             name = node.get("name") or node.get("id") or name
             matrix = above @ self.matrix(node)
             below = [child for child in node if child.tag in ("node", "instance_node")]
             below = [self.refer(child.get("url")) if child.tag == "instance_node" else child for child in below]
-            stack += [(child, matrix, name) for child in reversed(below)]
+            stack += [(child, matrix, name, depth + 1) for child in reversed(below)]
             for instance in [*node.findall("instance_geometry"), *node.findall("instance_controller")]:
                 bound = {m.get("symbol"): m.get("target") for m in instance.iter("instance_material")}
                 geometry, bind = self.geometry(instance)

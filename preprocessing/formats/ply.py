@@ -22,6 +22,7 @@ from .raw import GREY, WHITE, Material, RawMesh, numbers
 FORMATS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 COLORS = (("red", "green", "blue", "alpha"), ("diffuse_red", "diffuse_green", "diffuse_blue", "diffuse_alpha"),
           ("r", "g", "b", "a"))  # fmt: skip
+LISTS = ("vertex_indices", "vertex_index", "texcoord")  # of faces; everything else is one value
 COORDINATES = (("s", "t"), ("u", "v"), ("texture_u", "texture_v"), ("texture_s", "texture_t"))
 
 
@@ -49,7 +50,7 @@ def read_ply(path: Path, assets: Assets) -> RawMesh:
     assets.count_faces(sum(element.count for element in elements if element.name == "face"))
     body = _Body(path, data, start, order)
     read = {element.name: body.element(element) for element in elements if body.wanted(element)}
-    vertex, face = read.get("vertex", {}), read.get("face", {})
+    vertex, face = _plain(read.get("vertex", {})), _plain(read.get("face", {}), LISTS)
     if "tristrips" in {element.name for element in elements if element.count} and "face" not in read:
         raise InputError(path, "has triangle strips, which are not read", "export it with faces")
     polygons = face.get("vertex_indices", face.get("vertex_index"))
@@ -80,6 +81,11 @@ def read_ply(path: Path, assets: Assets) -> RawMesh:
         uvs=uvs,
         **_materials(images, textures, face, polygon, colors),
     )
+
+
+def _plain(values: dict[str, Any], lists: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Those properties of an element that are lists where lists are expected, and single values elsewhere."""
+    return {name: value for name, value in values.items() if isinstance(value, tuple) == (name in lists)}
 
 
 def _materials(

@@ -18,11 +18,14 @@ sys.path.insert(0, str(SCRIPTS))
 WATCH = """
 import json, os, sys
 LOUD = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect", "socket.getaddrinfo",
-        "socket.bind", "os.remove", "os.rename", "os.mkdir", "shutil.rmtree", "os.chmod", "os.symlink", "os.fork")
+        "socket.bind", "os.remove", "os.rename", "os.mkdir", "shutil.rmtree", "os.chmod", "os.symlink", "os.fork",
+        "exec", "ctypes.dlopen", "pickle.find_class")
 seen, watching = [], False
 def hook(event, args):
     if not watching:
         return
+    if event == "exec" and args[0].co_filename.startswith((sys.prefix + "/", sys.base_prefix + "/")):
+        return  # a module of a library that is imported late
     if event in LOUD:
         seen.append([event, repr(args)[:300]])
     elif event == "open" and isinstance(args[0], (str, bytes)):

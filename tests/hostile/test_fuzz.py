@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import fuzz
 import fuzz_targets
 import pytest
 
 from gsmae.errors import GsmaeError, InputError
+
+FOUND = sorted(path for path in (Path(__file__).parent / "regressions").rglob("*") if path.is_file())
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +71,15 @@ def test_a_case_is_the_same_whenever_it_is_made(known):
         cases = [known[kind].case(f"{kind}/3/{i}") for i in range(3)]
         assert cases == [known[kind].case(f"{kind}/3/{i}") for i in range(3)]
         assert any(case not in known[kind].examples for case in cases), kind
+
+
+@pytest.mark.parametrize("file", FOUND, ids=lambda file: "/".join(file.parts[-4:]))
+def test_what_the_fuzzer_once_found_is_refused_by_name(known, file, tmp_path):
+    """regressions/KIND/EXAMPLE/CASE/FILE takes the place of that file in the example; each once was a bad outcome."""
+    kind, example, name = file.parts[-4], int(file.parts[-3]), file.name
+    files = dict(known[kind].examples[example])
+    assert any(n.rpartition("/")[2] == name for n in files)
+    files = known[kind].mend({n: file.read_bytes() if n.rpartition("/")[2] == name else c for n, c in files.items()})
+    target = fuzz_targets.Target([files], (name,), known[kind].read, lambda content, others, dice: content)
+    ((outcome, what, _, _),) = fuzz.run(target, ["0"], tmp_path)
+    assert outcome == "refused", what
