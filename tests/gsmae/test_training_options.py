@@ -18,13 +18,14 @@ from gsmae.errors import GsmaeError, InputError
 from gsmae.features import FeatureSpec
 from gsmae.files import read_json, write_json
 from gsmae.groups import block_mask, random_mask
+from gsmae.loop import BLOCK
 from gsmae.models import Classifier, ClassifierConfig, EncoderConfig
 from gsmae.models.blocks import DropPath
 from gsmae.optimizer import adamw, learning_rate, step_seed
 from gsmae.recipes import PretrainRun
 from gsmae.shares import Dropout, divide, working_on
 from gsmae.tasks import Classify, Segment
-from gsmae.training import BLOCK, Interrupted, train
+from gsmae.training import Interrupted, train
 
 
 def settings(**changes):
