@@ -135,7 +135,11 @@ def _executor(submitit: Any, options: SlurmOptions, folder: Path) -> Any:
         "slurm_account": options.account, "slurm_qos": options.qos, "slurm_constraint": options.constraint,
         "gpus_per_node": options.gpus, "mem_gb": options.memory, "slurm_setup": list(options.setup),
     }  # fmt: skip
-    executor.update_parameters(**{k: v for k, v in given.items() if v}, slurm_additional_parameters=more)
+    # since Slurm 22.05 a step does not get its job's cores by itself
+    step = ["--cpus-per-task", str(options.cpus)]
+    executor.update_parameters(
+        **{k: v for k, v in given.items() if v}, slurm_srun_args=step, slurm_additional_parameters=more
+    )
     return executor
 
 

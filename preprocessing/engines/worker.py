@@ -54,9 +54,13 @@ class Worker:
     """
 
     def __init__(self, work: Callable[[Any], Any]):
-        context = multiprocessing.get_context("spawn")
+        # a process that has loaded torch and nothing else is forked from: a new worker is there at once, and they
+        # share that memory
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["preprocessing.objects", "preprocessing.jobs"])
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+        seen = {name: value for name, value in os.environ.items() if name.startswith(("CUDA_", "ROCR_", "HIP_"))}
+        self.process = context.Process(target=_serve, args=(theirs, work, seen), daemon=True)
         before = {name: os.environ.get(name) for name in ONE_THREAD}
         os.environ.update(ONE_THREAD)  # read when its libraries load, which may be before our first line there
         try:
@@ -188,8 +192,9 @@ def caught(work: Callable[[Any], Any], job: Any) -> Any:
         return error
 
 
-def _serve(connection: Any, work: Callable[[Any], Any]) -> None:
-    """What a worker process does: one thread, jobs until its parent is gone."""
+def _serve(connection: Any, work: Callable[[Any], Any], seen: dict[str, str]) -> None:
+    """What a worker process does: one thread, the GPUs that its parent sees, jobs until its parent is gone."""
+    os.environ.update(seen)
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # Slurm sends the last two to a whole task
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

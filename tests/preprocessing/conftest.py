@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -39,3 +40,10 @@ def textured(put):
         return put("models/a.obj", f"mtllib a.mtl\n{QUAD}usemtl paint\n{FACE}")
 
     return make
+
+
+@pytest.fixture
+def one_mesh(tmp_path, examples) -> Path:
+    """A collection of one real object, chair/foldingChair."""
+    shutil.copytree(examples / "meshes" / "chair" / "foldingChair", tmp_path / "meshes" / "chair" / "foldingChair")
+    return tmp_path / "meshes"
