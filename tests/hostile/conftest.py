@@ -39,6 +39,14 @@ sys.addaudithook(hook)
 
 
 @pytest.fixture(scope="session")
+def known() -> dict[str, Any]:
+    """Every kind of file that is fuzzed, with its good examples."""
+    import fuzz_targets
+
+    return fuzz_targets.targets()
+
+
+@pytest.fixture(scope="session")
 def watched() -> Callable[[str], Any]:
     """watched(code) runs Python code in a child whose events are recorded while its `watching` is true; the code
     prints a line of JSON with what it wants to tell, `seen` for instance, and that is returned."""

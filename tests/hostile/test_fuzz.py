@@ -14,19 +14,14 @@ from gsmae.errors import GsmaeError, InputError
 FOUND = sorted(path for path in (Path(__file__).parent / "regressions").rglob("*") if path.is_file())
 
 
-@pytest.fixture(scope="module")
-def known():
-    return fuzz_targets.targets()
-
-
 @pytest.mark.parametrize("kind", fuzz.SHARES)
 def test_good_examples_are_read_and_a_few_damaged_ones_do_no_harm(known, kind, tmp_path):
     good = fuzz_targets.Target([], (), known[kind].read, known[kind].damage)
     object.__setattr__(good, "case", lambda number: known[kind].examples[int(number)])
     outcomes = fuzz.run(good, [str(i) for i in range(len(known[kind].examples))], tmp_path)
     assert [o[:2] for o in outcomes] == [("result", "")] * len(outcomes)
-    tally = fuzz.measure(kind, known[kind], 12, 7, tmp_path)
-    assert tally.bad == [] and tally.inputs == tally.results + tally.refused == 12
+    tally = fuzz.measure(kind, known[kind], 5, 7, tmp_path)
+    assert tally.bad == [] and tally.inputs == tally.results + tally.refused == 5
 
 
 @pytest.mark.slow

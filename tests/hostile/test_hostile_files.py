@@ -17,7 +17,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import fuzz
-import fuzz_targets
 import h5py
 import numpy as np
 import pytest
@@ -34,11 +33,6 @@ from gsmae.zoo import load_trained
 from preprocessing.parts import read_part_patterns
 
 RUN = RECIPES["pretrain"]["tiny"]
-
-
-@pytest.fixture(scope="module")
-def known():
-    return fuzz_targets.targets()
 
 
 def outcome(folder: Path, act: Callable[[Path], Any]) -> str:

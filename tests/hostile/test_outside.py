@@ -60,7 +60,7 @@ def hostile(number: int, home: Path) -> Path:
     return place / f"a.{kind}"
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [48, pytest.param(500, marks=pytest.mark.slow)])
 def test_no_file_outside_an_objects_folder_is_opened(tmp_path, watched, count):
     for ending, content in (
         (".png", seeds.picture("PNG", 4)),
