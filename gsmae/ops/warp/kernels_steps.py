@@ -9,6 +9,8 @@ from ..reference import steps as constants
 wp.set_module_options({"enable_backward": False})
 
 BETA1, BETA2 = wp.constant(constants.BETA1), wp.constant(constants.BETA2)
+# rounded after the subtraction, not before it
+REST1, REST2 = wp.constant(1 - constants.BETA1), wp.constant(1 - constants.BETA2)
 EPS = wp.constant(constants.EPS)
 ONE, LONG1, LONG2 = (wp.constant(wp.float64(x)) for x in (1.0, constants.BETA1, constants.BETA2))
 
@@ -33,8 +35,8 @@ def adam(
     first = wp.float32(ONE - wp.pow(LONG1, count))
     root = wp.float32(wp.sqrt(ONE - wp.pow(LONG2, count)))
     g = gradient[i]
-    m = BETA1 * mean[i] + (1.0 - BETA1) * g
-    s = BETA2 * square[i] + (1.0 - BETA2) * g * g
+    m = BETA1 * mean[i] + REST1 * g
+    s = BETA2 * square[i] + REST2 * g * g
     mean[i] = m
     square[i] = s
     value[i] = value[i] - rates[b] / first * m / (wp.sqrt(s) / root + EPS)

@@ -189,6 +189,27 @@ def test_pairs_beyond_the_capacity_are_noticed_and_room_is_made():
     assert not capacity.grow()
 
 
+@pytest.mark.parametrize("kernels", ["each", pytest.param("warp", marks=needs_warp)])
+def test_adam_for_many_is_adam_for_each_and_leaves_alone_whoever_sits_out(kernels):
+    step = batches.backend(kernels, "cpu").adam_many
+    generator = torch.Generator().manual_seed(0)
+    start, gradients = torch.randn(2, 3, 4, generator=generator), torch.randn(5, 2, 3, 4, generator=generator)
+    expected = [start[b].clone().requires_grad_() for b in range(2)]
+    optimizers = [torch.optim.Adam([expected[b]], lr=0.1 * (b + 1), eps=1e-15) for b in range(2)]
+    value, mean, square = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
+    counts = torch.zeros(2, dtype=torch.int64)
+    for number, gradient in enumerate(gradients):
+        live = torch.tensor([True, number != 2])
+        counts += live
+        step(value, torch.where(live[:, None, None], gradient, float("nan")), mean, square, torch.tensor([0.1, 0.2]),
+             counts, live)  # fmt: skip
+        for b in range(2):
+            if live[b]:
+                expected[b].grad = gradient[b].clone()
+                optimizers[b].step()
+    torch.testing.assert_close(value, torch.stack([e.detach() for e in expected]), atol=1e-6, rtol=1e-5)
+
+
 @needs_warp
 def test_arguments_that_do_not_fit_are_named():
     s = batch(scene(10), scene(10))
@@ -216,7 +237,7 @@ def test_a_set_of_kernels_that_cannot_work_says_what_is_missing(monkeypatch):
 @pytest.mark.slow
 def test_the_kernels_compile_for_gpus_that_are_not_there(tmp_path):
     wp = pytest.importorskip("warp")
-    for name in ("project", "bins", "blend", "pictures"):
+    for name in ("project", "bins", "blend", "pictures", "steps"):
         wp.compile_aot_module(warp.runtime.kernels(name), arch=[75, 90], module_dir=tmp_path, use_ptx=True)
     blend = next(tmp_path.glob("*blend*.sm90.ptx")).read_text()
     assert "shfl.sync" in blend and "vote.sync.any" in blend
