@@ -53,6 +53,7 @@ LATENT = {"objective": "latent", "mask_ratio": 0.5}
 # name -> changes of the FeatureSpec, of MAEConfig, and whether it is trained at all
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
     "untrained": ({}, {}, False),
+    "untrained, shapes": (SHAPES, {}, False),
     "base": ({}, {}, True),
     "shapes": (SHAPES, {}, True),
     "group by shapes": ({**SHAPES, "group": ("means", "shapes")}, {}, True),
