@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from gsmae.config import digest, to_yaml
-from gsmae.errors import GsmaeError
+from gsmae.errors import GsmaeError, InputError
 from gsmae.files import read_json
 from gsmae.locks import only_writer
 from gsmae.progress import bar
@@ -103,17 +103,13 @@ def _packs(a: ReproduceArguments) -> dict[str, Any]:
     """The packs that were named; of the two that are measured on, their test objects."""
     from data.datasets import SplatDataset
 
-    named = {
-        "splats": a.data,
-        "points": a.points,
-        "pretrain-splats": a.pretrain_data,
-        "pretrain-points": a.pretrain_points,
-    }
-    return {
-        name: SplatDataset(path, split="train" if name.startswith("pretrain") else "test")
-        for name, path in named.items()
-        if path is not None
-    }
+    measured = {"splats": a.data, "points": a.points}
+    packs = {name: SplatDataset(path, split="test") for name, path in measured.items() if path}
+    if a.points and packs["points"].uids != packs["splats"].uids:
+        cause = f"its {len(packs['points']):,} test objects are not the {len(packs['splats']):,} of {a.data}"
+        raise InputError(a.points, cause, "pack the same builds with the same --val and --seed, and --points mesh")
+    learned = {"pretrain-splats": a.pretrain_data, "pretrain-points": a.pretrain_points}
+    return packs | {name: SplatDataset(path, split="train") for name, path in learned.items() if path}
 
 
 def _folds(step: Step, runs: Path) -> Path:

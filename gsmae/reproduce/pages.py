@@ -27,8 +27,8 @@ def write(result: TableResult, folder: Path) -> list[Path]:
 def markdown(result: TableResult) -> str:
     """The table for people: percentages, mean +- standard deviation over the seeds."""
     lines = [f"# {result.name}", "", result.about, ""]
-    for task in sorted({row.arm.task for row in result.arms}):
-        rows = [row for row in result.arms if row.arm.task == task]
+    for task in sorted({row.arm.kind for row in result.arms}):
+        rows = [row for row in result.arms if row.arm.kind == task]
         metrics, objects = metrics_of(rows), {s.objects for row in rows for s in row.seeds if s.objects}
         head = ["arm", *(m.replace("_", " ") for m in metrics)]
         head += [f"paper ({result.dataset})"] if any(row.paper is not None for row in rows) else []
@@ -87,7 +87,7 @@ def _mean(values: Any) -> str:
 
 def _notes(result: TableResult) -> list[str]:
     lines = [f"- {key}: {value}" for key, value in result.facts.items()]
-    first = [row for row in result.arms if row.arm.task in ("classify", "probe") and row.values("accuracy")]
+    first = [row for row in result.arms if row.arm.kind in ("classify", "probe") and row.values("accuracy")]
     if first:
         row = first[0]
         objects = max(s.objects for s in row.seeds)

@@ -146,6 +146,10 @@ def _runs(arm: Arm, seed: int, data: Mapping[str, Data], recipe: str, base: Base
         init = Step("pretrain", config, there, None, arm.name)
     if arm.task == "probe" and init:
         return Step("probe", init.config, here, init, arm.name, arm.method or "svm")
+    if arm.task == "pointnet2":
+        own = [{k: v for k, v in values.items() if k != "model"} for values in (base.shared, arm.shared)]
+        config = _config(arm, arm.task, recipe, own[0], base.pointnet2, own[1], arm.finetune, seeded)
+        return Step(arm.task, config, here, None, arm.name)
     kind = "segment" if arm.task == "segment" else "classify"
     own = (base.classify if kind == "classify" else base.segment, arm.finetune, seeded)
     shared = (base.shared, arm.shared)

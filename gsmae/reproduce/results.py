@@ -86,8 +86,8 @@ def collect(
         rows.setdefault(cell.arm.name, []).append(_cell(cell, runs, failures, labels))
     arms = {cell.arm.name: cell.arm for cell in plan.cells}
     done = {n: ArmResult(arms[n], tuple(rows[n]), arms[n].paper.get(dataset), None) for n in rows}
-    against = {done[n].arm.task: done[n] for n in plan.table.against if n in done}
-    found = [_compared(row, against.get(row.arm.task)) for row in done.values()]
+    against = {done[n].arm.kind: done[n] for n in plan.table.against if n in done}
+    found = [_compared(row, against.get(row.arm.kind)) for row in done.values()]
     return TableResult(name, plan.table.about, plan.table.against, dataset, tuple(found), dict(facts or {}))
 
 
@@ -122,7 +122,7 @@ def _cell(cell: Wanted, runs: Path, failures: Mapping[str, str], labels: Mapping
         if step.kind == "fewshot":
             metrics = {name: float(values["mean"]) for name, values in result["settings"].items()}
         else:
-            metrics = {name: float(result[name]) for name in METRICS[step.kind]}
+            metrics = {name: float(result[name]) for name in METRICS[cell.arm.kind]}
         return replace(
             empty,
             metrics=metrics,
@@ -154,6 +154,6 @@ def _compared(row: ArmResult, against: ArmResult | None) -> ArmResult:
 
 def metrics_of(rows: list[ArmResult]) -> list[str]:
     """Names of what was measured in rows of one task."""
-    return list(METRICS[rows[0].arm.task]) or list(
+    return list(METRICS[rows[0].arm.kind]) or list(
         dict.fromkeys(m for row in rows for s in row.seeds for m in s.metrics)
     )

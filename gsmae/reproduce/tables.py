@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from ..config import Config, from_mapping, from_yaml
 from ..errors import InputError, nearest_name
 
-TaskName = Literal["classify", "segment", "probe", "fewshot"]
+TaskName = Literal["classify", "pointnet2", "segment", "probe", "fewshot"]
 METRICS: dict[str, tuple[str, ...]] = {  # the first is the one that is compared; few-shot's are its ways and shots
     "classify": ("accuracy", "class_accuracy"),
     "segment": ("instance_iou", "class_iou"),
@@ -27,7 +27,7 @@ class Arm(Config):
 
     name: str
     task: TaskName = "classify"
-    """what is measured: fine-tuned, or by `gsmae probe` and `gsmae fewshot`"""
+    """what is measured: fine-tuned, or by `gsmae probe` and `gsmae fewshot`; pointnet2 stands among classify"""
     method: Literal["full", "linear", "svm", "knn"] | None = None
     """of probe (none: svm) and fewshot (none: full)"""
     input: Literal["splats", "points"] = "splats"
@@ -47,9 +47,16 @@ class Arm(Config):
     def _fits(self) -> Arm:
         if self.task == "probe" and (not self.pretrained or self.method == "full"):
             raise ValueError("'probe' needs a pretrained run and one of the methods linear, svm, knn")
-        if self.method is not None and self.task in ("classify", "segment"):
+        if self.task == "pointnet2" and self.pretrained:
+            raise ValueError("'pointnet2' has nothing that is pretrained: say pretrained: false")
+        if self.method is not None and self.task in ("classify", "pointnet2", "segment"):
             raise ValueError(f"'method' is not for {self.task}: use finetune: {{model: {{protocol: ...}}}}")
         return self
+
+    @property
+    def kind(self) -> str:
+        """Which arms it can be compared with, a key of METRICS."""
+        return "classify" if self.task == "pointnet2" else self.task
 
 
 class Table(Config):
@@ -71,7 +78,7 @@ class Table(Config):
 
     @model_validator(mode="after")
     def _known(self) -> Table:
-        tasks = {arm.name: arm.task for arm in self.arms}
+        tasks = {arm.name: arm.kind for arm in self.arms}
         for name in self.against:
             if name not in tasks:
                 raise ValueError(f"'against': no arm is called '{name}' ({nearest_name(name, tasks)})")
@@ -88,6 +95,8 @@ class Base(Config):
     pretrain: dict[str, Any] = Field(default_factory=dict)
     classify: dict[str, Any] = Field(default_factory=dict)
     segment: dict[str, Any] = Field(default_factory=dict)
+    pointnet2: dict[str, Any] = Field(default_factory=dict)
+    """of PointNet++, which has a model of its own: `model` of what is shared is not for it"""
     folds: dict[str, Any] = Field(default_factory=dict)
     """ways, shots, queries and folds of few-shot learning, where they are not the usual ones"""
 
@@ -188,6 +197,7 @@ TABLES: dict[str, Table] = {
             },
             {"name": "linear", "finetune": {"model": {"protocol": "linear"}}},
             {"name": "from scratch", "pretrained": False},
+            {"name": "PointNet++ from scratch", "task": "pointnet2", "pretrained": False, "shared": _e()},
         ),
     ),
     "probe": Table(

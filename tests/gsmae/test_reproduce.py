@@ -89,6 +89,27 @@ def test_an_arm_that_is_not_valid_is_a_cell_with_a_problem_and_the_others_stay(a
     assert len(made.steps) == 2
 
 
+def test_a_pointnet2_takes_what_is_shared_but_the_encoder():
+    shared = {"model": {"encoder": {"groups": 5}}, "train": {"gaussians": 32}}
+    base = Base(shared=shared, pointnet2={"train": {"lr": 9}})
+    arm = {"name": "p", "task": "pointnet2", "pretrained": False, "shared": {"spec": {"embed": ["means"]}}}
+    (step,) = planned(arm, base=base).steps
+    assert step.kind == "pointnet2" and step.config.spec.embed == ("means",)
+    assert (step.train.gaussians, step.train.lr) == (32, 9)
+    compared = table(arm, {"name": "ours", "pretrained": False}, against=("ours",))
+    assert [a.kind for a in compared.arms] == ["classify", "classify"]  # one column of numbers
+
+
+def test_a_probe_lies_in_the_run_that_it_reads_and_few_shot_learning_in_its_own(tmp_path):
+    probe, few = (planned({"name": task, "task": task}).steps[1] for task in ("probe", "fewshot"))
+    assert probe.folder(tmp_path) == probe.init.folder(tmp_path) and probe.method == "svm"
+    assert few.folder(tmp_path).name.startswith("fewshot-fewshot-s0-") and few.method == "full"
+    other = planned({"name": "knn", "task": "probe", "method": "knn"}).steps[1]
+    assert other.init.digest == probe.init.digest and other.digest != probe.digest
+    folds = planned({"name": "few", "task": "fewshot"}, base=Base(folds={"ways": [2]})).steps[1]
+    assert folds.more == {"ways": [2]} and folds.digest != few.digest
+
+
 def test_only_some_arms_and_a_misspelt_one():
     arms = [{"name": "E(C)"}, {"name": "E(All)"}]
     assert [cell.arm.name for cell in planned(*arms, arms=["E(All)"]).cells] == ["E(All)"]
@@ -104,6 +125,7 @@ def test_only_some_arms_and_a_misspelt_one():
         ({"arms": [{"name": "a"}, {"name": "b"}], "against": ["a", "b"]}, "two arms of one task"),
         ({"arms": [{"name": "a", "task": "probe", "pretrained": False}]}, "needs a pretrained run"),
         ({"arms": [{"name": "a", "method": "svm"}]}, "not for classify"),
+        ({"arms": [{"name": "a", "task": "pointnet2"}]}, "pretrained: false"),
         ({"arms": []}, "at least 1"),
     ],
 )
@@ -158,7 +180,8 @@ def test_noise_over_objects_is_paired_object_by_object():
     assert found.mean == 0.25 and found.objects == pytest.approx(0.5 / 2) and found.interval == 0
     assert not found.beyond_noise
     other = {s: {"x": 1.0} for s in (0, 1)}
-    assert compare({0: 0.75, 1: 0.75}, {0: 0.5, 1: 0.5}, ours, other).objects is None
+    unpaired: Any = compare({0: 0.75, 1: 0.75}, {0: 0.5, 1: 0.5}, ours, other)
+    assert unpaired.mean == 0.25 and unpaired.objects is None
 
 
 def left_by(runs, step, accuracy: float, seconds: float = 5.0, resumed: int = 0, right=()) -> None:
