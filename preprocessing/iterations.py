@@ -50,10 +50,15 @@ class Iterations:
             self.finished.zero_()
             for k in left:
                 self._step(done + 1 + k, views[k])
-            if self.capacity is None or not self.capacity.grow():
+            if self.capacity is None:
+                return
+            room = self.capacity.pairs
+            missed = self.capacity.grow()
+            if self.capacity.pairs != room:
+                self._forget_graph()
+            if not missed:
                 return
             left = left[int(self.finished) :]
-            self._forget_graph()
 
     def verdict(self) -> tuple[list[bool], list[int]]:
         """Which objects took the last step, and which are lost: not finite in BAD steps in a row since they were told

@@ -62,8 +62,8 @@ def draw_and_differentiate(twin, s: Scene, dtype: torch.dtype = torch.float32) -
     s = s.like(dtype)
     colors, alphas = twin.rasterize(**s)
     generator = torch.Generator().manual_seed(7)
-    loss = (colors * torch.randn(colors.shape, generator=generator).to(dtype)).sum()
-    loss = loss + (alphas * torch.randn(alphas.shape, generator=generator).to(dtype)).sum()
+    loss = (colors * torch.randn(colors.shape, generator=generator).to(colors)).sum()
+    loss = loss + (alphas * torch.randn(alphas.shape, generator=generator).to(alphas)).sum()
     loss.backward()
     gradients = {name: torch.zeros_like(s[name]) if s[name].grad is None else s[name].grad for name in NAMES}
     return {"colors": colors.detach(), "alphas": alphas.detach(), **gradients}
