@@ -132,10 +132,13 @@ def main() -> None:
                 if round_:
                     times[way].append(time.process_time() - begin)
         for way, spent in times.items():
-            ratios = [other / mine for other, mine in zip(spent, times[OURS], strict=True)]
-            lines.append(f"| {name} | {way} | {spread(spent, 2)} | {spread(ratios, 2) if way != OURS else ''} |")
+            cells = [name, way, spread(spent, 2)]
+            for mine in (OURS, VISIBLE):
+                ratios = [other / own for other, own in zip(spent, times[mine], strict=True)]
+                cells.append(spread(ratios, 2) if way != mine else "")
+            lines.append(f"| {' | '.join(cells)} |")
     print(f"batch {options.batch}, {options.rounds} rounds, 1 thread\n")
-    print("| pooling | way | CPU s | times ours |\n| --- | --- | --- | --- |")
+    print(f"| pooling | way | CPU s | times {OURS} | times {VISIBLE} |\n| --- | --- | --- | --- | --- |")
     print("\n".join(lines))
 
 
