@@ -57,10 +57,10 @@ def reconstruct_splat(model: GaussianMAE, splat: Gaussians, seed: int) -> Recons
 def picture(made: Reconstruction, size: int) -> Image.Image:
     """input | visible | predicted, side by side, from the same side.
 
-    The few Gaussians that were drawn are shown so much larger that they cover the surface as all of them did.
+    The few Gaussians that were drawn are shown so much larger that they fill the volume that all of them did.
     """
     viewmats, intrinsics = orbit(1, size)
-    larger = 0.5 * math.log(made.thinned)
+    larger = math.log(made.thinned) / 3
     row = []
     for g in (made.input, made.visible, made.predicted):
         row += list(render(g.replace(log_scales=g.log_scales + larger), viewmats, intrinsics, size, size))
