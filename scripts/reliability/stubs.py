@@ -1,7 +1,8 @@
 """Objects that cost nothing: a collection of small files, and a fit that makes bytes out of a name, through the same
 commit as real ones. For trials of everything that is not the fit.
 
-Where an object's name says so it behaves badly: `hang` sleeps, `hog` takes 3 GB, `crash` ends its process, `bad` raises.
+Where an object's name says so it behaves badly: `hang` sleeps, `hog` takes 3 GB, `crash` ends its process, `bad` raises
+until its file says `mended`.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def make(
         del kept
     if "crash" in item.uid:
         os._exit(11)
-    if "bad" in item.uid:
+    if "bad" in item.uid and "mended" not in item.path.read_text():
         raise ValueError("no texture of that name")
     time.sleep(float(os.environ.get("STUB_SECONDS", "0.002")))
     entered("write")

@@ -38,8 +38,8 @@ def greedy(job: str) -> str:
 def test_a_worker_over_a_limit_is_ended_and_the_others_go_on(job, limits, told):
     results = dict(local(greedy, ["a", job, "b"], Resources(workers=1, **limits)))
     assert (results["a"], results["b"]) == ("a", "b")
-    assert isinstance(results[job], OverLimit) and re.fullmatch(rf".*{told}.*", str(results[job]))
-    assert results[job].kind == told.partition(":")[0]
+    over = results[job]
+    assert isinstance(over, OverLimit) and re.search(told, str(over)) and over.kind == told.partition(":")[0]
 
 
 def test_limits_without_a_worker_process_are_refused():
