@@ -88,7 +88,8 @@ class GaussianMAE(Masked):
             found = found.detach().to(located.dtype)  # the decoder's loss is not to move the centres about
             located = torch.cat([located[:, :-masked], found], dim=1)
             centers = centers.clone()
-            centers[..., by] = found
+            for column, values in zip(by, found.unbind(-1), strict=True):  # a list as an index would be waited for
+                centers[..., column] = values
         else:
             encoded = self._encode(groups, visible)
         decoded = self._decode(encoded, located, masked)
