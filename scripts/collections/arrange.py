@@ -110,6 +110,30 @@ def _splits(sizes: Counter[str]) -> dict[str, str]:
     return splits
 
 
+def chosen(uids: Iterable[str], categories: Iterable[str], least: int, most: int) -> set[str]:
+    """Which of the CATEGORY/NAME stay: of these categories (none: all), those with `least` objects or more, of each at
+    most `most` (0: all), the first by the hash of their names, so that a smaller subset lies within a larger one."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for uid in uids:
+        found[uid.split("/")[0]].append(uid)
+    if unknown := sorted(set(categories) - found.keys()):
+        raise SystemExit(f"no category {', '.join(unknown)}; there are {', '.join(sorted(found))}")
+    kept = set()
+    for category, names in found.items():
+        if len(names) >= least and (not categories or category in categories):
+            order = sorted(names, key=lambda uid: (hashlib.sha256(uid.split("/", 1)[1].encode()).hexdigest(), uid))
+            kept.update(order[: most or None])
+    return kept
+
+
+def _remove(row: dict[str, str], out: Path) -> None:
+    category, name = row["uid"].split("/", 1)
+    if "split" in row:
+        (out / category / row["split"] / f"{name}.wrl").unlink(missing_ok=True)
+    else:
+        shutil.rmtree(out / category / name)
+
+
 def _table(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -120,10 +144,21 @@ def main() -> None:
     parser.add_argument("collection", choices=["sweethome3d", "kicad"])
     parser.add_argument("unpacked", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--categories", nargs="+", default=[], help="only these")
+    parser.add_argument("--least", type=int, default=0, help="only categories with so many objects")
+    parser.add_argument("--most", type=int, default=0, help="at most so many objects of a category; 0: all")
     a = parser.parse_args()
     rows = {"sweethome3d": sweethome3d, "kicad": kicad}[a.collection](a.unpacked, a.out)
     if not rows:
         raise SystemExit(f"{a.unpacked}: nothing that the labels name; is this another version of the package?")
+    kept = chosen((row["uid"] for row in rows), a.categories, a.least, a.most)
+    for row in rows:
+        if row["uid"] not in kept:
+            _remove(row, a.out)
+    rows = [row for row in rows if row["uid"] in kept]
+    for folder in sorted(a.out.rglob("*"), reverse=True):
+        if folder.is_dir() and folder.parts[len(a.out.parts)] != ".packages" and not any(folder.iterdir()):
+            folder.rmdir()
     with (a.out / "sources.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(rows[0]))
         table.writeheader()

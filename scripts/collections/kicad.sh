@@ -9,11 +9,11 @@
 # Versions 6 and 7 of the package have VRML files; later ones may not.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-out=$(realpath -m "${1:?usage: $0 DIR}")
+out=$(realpath -m "${1:?usage: $0 DIR [--categories C ...] [--least N] [--most N]}")
 mkdir -p "$out/.packages" && cd "$out/.packages"
 ls kicad-packages3d_*.deb >/dev/null 2>&1 || apt-get download kicad-packages3d
 rm -rf unpacked && mkdir unpacked
 # only the VRML files: the STEP files beside them are 4 GB
 dpkg-deb --fsys-tarfile kicad-packages3d_*.deb | tar x -C unpacked --wildcards --strip-components=5 '*.wrl'
-python3 "$here/arrange.py" kicad unpacked "$out"
+python3 "$here/arrange.py" kicad unpacked "$out" "${@:2}"
 rm -r unpacked

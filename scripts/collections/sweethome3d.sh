@@ -9,7 +9,7 @@
 # The labels (sweethome3d_labels.csv) come from the makers' names and folders; expect some that are wrong.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-out=$(realpath -m "${1:?usage: $0 DIR}")
+out=$(realpath -m "${1:?usage: $0 DIR [--categories C ...] [--least N] [--most N]}")
 mkdir -p "$out/.packages" && cd "$out/.packages"
 for package in sweethome3d-furniture sweethome3d; do
   ls "${package}"_*.deb >/dev/null 2>&1 || apt-get download "$package"
@@ -21,5 +21,5 @@ for library in unpacked/.deb/usr/share/sweethome3d/furniture/*.sh3f; do
 done
 unzip -qo unpacked/.deb/usr/share/sweethome3d/sweethome3d.jar 'com/eteks/sweethome3d/io/*' -d unpacked/app
 rm -r unpacked/.deb
-python3 "$here/arrange.py" sweethome3d unpacked "$out"
+python3 "$here/arrange.py" sweethome3d unpacked "$out" "${@:2}"
 rm -r unpacked

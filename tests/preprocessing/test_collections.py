@@ -1,6 +1,7 @@
 import csv
 import importlib.util
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -80,3 +81,30 @@ def test_an_object_of_sweet_home_3d_takes_along_what_it_names(put, tmp_path):
     assert item.uid == row["uid"] and ["-s" in warning for warning in mesh.warnings] == [True]
     assert mesh.textures[0][0, 0].tolist() == [255, 0, 0, 255]
     assert len(list(item.path.parent.iterdir())) == 3
+
+
+def test_a_part_of_a_collection_is_the_same_part_everywhere(put, tmp_path, monkeypatch, capsys):
+    for number in range(12):
+        put(f"raw/Fuse.3dshapes/Fuse{number}{'abc'[number % 3]}.wrl", f"fuse {number}")
+    put("raw/Battery.3dshapes/Cell.wrl", "cell")
+
+    def kept(out: str, *flags: str) -> set[str]:
+        monkeypatch.setattr("sys.argv", ["arrange.py", "kicad", str(copy(out)), str(tmp_path / out), *flags])
+        arrange.main()
+        items = {item.uid for item in SOURCES["folder"](tmp_path / out)}
+        rows = list(csv.DictReader((tmp_path / out / "sources.csv").open(newline="")))
+        assert {row["uid"] for row in rows} == items
+        assert not [f for f in (tmp_path / out).rglob("*") if f.is_dir() and not any(f.iterdir())]
+        return items
+
+    def copy(out: str) -> Path:  # arranging moves the files
+        return shutil.copytree(tmp_path / "raw", tmp_path / f"raw {out}")
+
+    whole = kept("all")
+    assert len(whole) == 13
+    few, more = kept("few", "--most", "3"), kept("more", "--most", "5", "--least", "2")
+    assert len(few) == 4 and "battery/Cell" in few
+    assert len(more) == 5 and "battery/Cell" not in more and few - {"battery/Cell"} < more < whole
+    assert kept("one", "--categories", "battery") == {"battery/Cell"}
+    with pytest.raises(SystemExit, match="no category fuze; there are battery, fuse"):
+        kept("none", "--categories", "fuze")
