@@ -78,7 +78,9 @@ def _changed_tree(tree: Any, random: random.Random) -> Any:
             json.dumps(other[name] if name in (other if isinstance(other, dict) else range(len(other))) else None)
         )
     elif isinstance(home[key], int | float) and not isinstance(home[key], bool):
-        home[key] = random.choice((home[key] + 1, home[key] - 1, -home[key], home[key] * 1000, home[key] / 3))
+        n = home[key]
+        third = n / 3 if abs(n) < 2**1000 else n // 3  # a float cannot hold it
+        home[key] = random.choice((n + 1, n - 1, -n, n * 1000, third))
     else:
         home[key] = [home[key]]
     return tree
