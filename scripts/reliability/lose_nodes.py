@@ -21,6 +21,7 @@ HERE = Path(__file__).resolve().parent
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
 os.environ.setdefault("STUB_SECONDS", "0.2")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_worker_niceness", "0")  # not behind everything else on a busy machine
 
 import ray  # noqa: E402
 import stubs  # noqa: E402

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing.engines import ENGINES, Resources, WorkerDied
+from gsmae.errors import GsmaeError
+from preprocessing.engines import ENGINES, Resources, SlurmOptions, WorkerDied
 from preprocessing.engines.local import local
 
 
@@ -74,3 +76,55 @@ def alive(pid: int) -> bool:
 
 def test_no_jobs_is_no_work():
     assert list(ENGINES["local"](square, [], Resources(workers=2))) == []
+
+
+@pytest.fixture
+def found_elsewhere(monkeypatch):
+    """The functions of this file can be imported by processes that others start."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+def test_slurm_tasks_as_plain_processes_give_every_result(tmp_path, found_elsewhere):
+    pytest.importorskip("submitit", reason="the engine slurm")
+    options = SlurmOptions(cluster="local", shard=3, parallel=2, cpus=1, poll=0.1)
+    results = dict(ENGINES["slurm"](square, range(6), Resources(slurm=options), folder=tmp_path / "slurm"))
+    assert {k: v for k, v in results.items() if k != 3} == {0: 0, 1: 1, 2: 4, 4: 16, 5: 25}
+    assert isinstance(results[3], ValueError)
+
+
+def ends_its_task(job: tuple[str, int]) -> int:
+    """Kills the process that it is a worker of, as Slurm does when a task is out of memory."""
+    if job[1] == 2:
+        os.kill(multiprocessing.parent_process().pid, signal.SIGKILL)  # type: ignore[union-attr]
+        time.sleep(60)
+    return job[1]
+
+
+@pytest.mark.slow
+def test_a_slurm_task_that_dies_is_taken_apart_until_the_job_is_found(tmp_path, found_elsewhere):
+    pytest.importorskip("submitit", reason="the engine slurm")
+    options = SlurmOptions(cluster="local", shard=4, parallel=1, cpus=1, poll=0.1)
+    jobs = [(str(tmp_path), x) for x in range(4)]
+    done = ENGINES["slurm"](ends_its_task, jobs, Resources(slurm=options), folder=tmp_path / "slurm")
+    results = {job[1]: result for job, result in done}
+    assert {k: v for k, v in results.items() if k != 2} == {0: 0, 1: 1, 3: 3}
+    assert isinstance(results[2], WorkerDied)
+
+
+@pytest.mark.slow
+def test_ray_gives_every_result_and_outlives_its_workers(tmp_path, found_elsewhere):
+    pytest.importorskip("ray", reason="the engine ray")
+    results = dict(ENGINES["ray"](square, range(6), Resources(workers=2)))
+    assert {k: v for k, v in results.items() if k != 3} == {0: 0, 1: 1, 2: 4, 4: 16, 5: 25}
+    assert isinstance(results[3], ValueError)
+    jobs = [(str(tmp_path), x) for x in range(5)]
+    results = {job[1]: result for job, result in ENGINES["ray"](deadly, jobs, Resources(workers=2))}
+    assert {k: v for k, v in results.items() if k != 2} == {0: 0, 1: 1, 3: 3, 4: 4}
+    assert isinstance(results[2], WorkerDied) and len(list(tmp_path.glob("2-*"))) == 3
+
+
+@pytest.mark.parametrize(("engine", "package"), [("ray", "ray"), ("slurm", "submitit")])
+def test_an_engine_whose_package_is_missing_says_what_to_install(engine, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(GsmaeError, match=rf"gsmae\[{engine}\]"):
+        list(ENGINES[engine](square, [1], Resources()))
