@@ -56,8 +56,8 @@ def seconds_per_step(step: Step, size: Size, device: str) -> float:
     kind = {"probe": "pretrain", "fewshot": "classify"}.get(step.kind, step.kind)
     config: Any = step.config
     initial: Any = step.init.config if step.init else config
-    train, spec, own = step.train, initial.spec, {"encoder": initial.model.encoder}
-    if kind == "classify":
+    train, spec, own = step.train, initial.spec, {"encoder": initial.model.encoder} if step.init else {}
+    if kind in ("classify", "pointnet2"):
         own["classes"] = size.classes
     if kind == "segment":
         own |= {"parts": max(1, size.parts), "categories": size.classes}

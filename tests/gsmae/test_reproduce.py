@@ -1,5 +1,6 @@
 """Tables of runs: what an arm becomes, what is shared, how noise is told from a difference, what is written."""
 
+import importlib.util
 import json
 import math
 from typing import Any
@@ -10,6 +11,7 @@ from gsmae.config import from_mapping
 from gsmae.errors import InputError
 from gsmae.reproduce import TABLES, Base, Data, Table, collect, markdown, plan, read_base, read_table, write
 from gsmae.reproduce.noise import binomial, compare, mean_std
+from gsmae.reproduce.timing import Size, expected_seconds
 
 SPLATS, POINTS, OTHER = (Data("p", "aaa"), Data("q", "bbb"), Data("r", "ccc"))  # type: ignore[arg-type]
 
@@ -150,6 +152,26 @@ def test_every_arm_of_the_papers_tables_is_a_valid_run(name, recipe):
     assert [cell.problem for cell in made.cells] == [""] * len(TABLES[name].arms)
     named = {cell.finetune.digest for cell in made.cells if cell.finetune}
     assert len(named) == len(TABLES[name].arms)  # no two arms are the same run
+
+
+def test_the_time_of_every_kind_of_run_can_be_told_before_it_begins():
+    small = {"model": {"encoder": {"width": 12, "depth": 3, "heads": 3, "groups": 4, "group_size": 4}},
+             "train": {"gaussians": 32, "batch_size": 4, "queries": 8, "epochs": 3}}  # fmt: skip
+    sizes = {"model": {"centers": [8, 4], "neighbors": [4, 4], "share": 0.1}}
+    base = Base(shared=small, pretrain={"model": {"decoder_heads": 3}}, pointnet2=sizes)
+    arms = [
+        {"name": "full"}, {"name": "parts", "task": "segment"}, {"name": "probe", "task": "probe"},
+        {"name": "few", "task": "fewshot"}, {"name": "net", "task": "pointnet2", "pretrained": False},
+        {"name": "masks", "task": "probe", "pretrain": {"model": {"mask": "importance"}}},
+        {"name": "fails", "pretrained": False, "shared": {"model": {"encoder": {"groups": 64}}}},
+    ]  # fmt: skip
+    steps = planned(*arms, base=base).steps
+    found = expected_seconds(steps, {SPLATS.path: Size(train=40, classes=3, parts=5)}, "cpu")
+    told = {step.kind + " " + step.name: seconds for step, seconds in zip(steps, found, strict=True)}
+    assert isinstance(told.pop("classify fails"), str)
+    if importlib.util.find_spec("torch_geometric") is None:
+        assert "pip install" in str(told.pop("pointnet2 net"))
+    assert all(isinstance(seconds, float) and seconds > 0 for seconds in told.values()), told
 
 
 def test_noise_by_hand():
