@@ -75,7 +75,7 @@ def main() -> None:
         print("| --- |" + " --- |" * (options.workers + 1))
         for done, values in rows:
             print(f"| {done} | " + " | ".join(f"{b / MB:.1f} MB, {fds}" for b, fds in values) + " |")
-        first, last = rows[0][1], rows[-1][1]
+        first, last = rows[0][1], next(values for _, values in rows[::-1] if all(b for b, _ in values))
         grown = [(b - a) / MB for (a, _), (b, _) in zip(first, last, strict=True)]
         more = [b - a for (_, a), (_, b) in zip(first, last, strict=True)]
         print(f"\ngrown by {', '.join(f'{g:.1f} MB' for g in grown)}; descriptors by {', '.join(map(str, more))}")
