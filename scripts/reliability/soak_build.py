@@ -26,7 +26,7 @@ def held(pid: int) -> tuple[int, int]:
     """Resident bytes and open descriptors of a process; 0, 0 where it is gone."""
     try:
         resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        return resident, len(os.listdir(f"/proc/{pid}/fd"))
+        return resident, len(list(Path(f"/proc/{pid}/fd").iterdir()))
     except OSError:
         return 0, 0
 
