@@ -2,11 +2,12 @@
 
     python scripts/reliability/break_commits.py [--real]
 
-A small library (faults.c, compiled on the spot, LD_PRELOAD) makes the n-th call fail that opens, writes, syncs, renames,
-changes or removes something in the build's folder; a write that fails has written half. For every n and every error a
-child builds one object. Afterwards the object must be absent or whole, and no file may have its name without being the
-file of an undisturbed build; then the build is run again and must end like the undisturbed one, without temporaries
-after `gc`. --real fits a mesh of the examples; otherwise the object is a stub (stubs.py). Exit code 1 where it is not so.
+A small library (faults.c, compiled on the spot, LD_PRELOAD) makes the n-th call fail that opens, writes, syncs,
+renames, changes or removes something in the build's folder; a write that fails has written half. For every n and every
+error a child builds one object. Afterwards the object must be absent or whole, and no file may have its name without
+being the file of an undisturbed build; then the build is run again and must end like the undisturbed one, without
+temporaries after `gc`. --real fits a mesh of the examples; otherwise the object is a stub (stubs.py). Exit code 1 where
+it is not so.
 """
 
 import argparse
@@ -65,7 +66,7 @@ def published(out: Path) -> dict[str, bytes | str]:
 
 
 def attempt(meshes: Path, out: Path, real: bool, library: ctypes.CDLL, n: int, error: int) -> tuple[str, int, str]:
-    """How a child fared whose n-th call went wrong: "done", "stopped", "failed", "killed" or "crashed"; calls; which."""
+    """How a child fared whose n-th call went wrong (done, stopped, failed, killed or crashed); calls; that call."""
     read, write = os.pipe()
     child = os.fork()
     if not child:

@@ -3,9 +3,10 @@
     python scripts/reliability/kill_builders.py [--kills 300] [--objects 3000] [--workers 2] [--builders 15] [--seed 0]
     python scripts/reliability/kill_builders.py --meshes examples/meshes --kills 30   # real fits, profile tiny
 
-Objects are stubs (stubs.py) unless --meshes names a collection. Every kill is SIGKILL at a random moment, when some more
-objects have been done. Then the build is run to its end, objects that were killed three times are tried again, `gc` runs,
-and everything is compared with a build that nobody disturbed. Exit code 1 where something is not as it should be.
+Objects are stubs (stubs.py) unless --meshes names a collection. Every kill is SIGKILL at a random moment, when some
+more objects have been done. Then the build is run to its end, objects that were killed three times are tried again,
+`gc` runs, and everything is compared with a build that nobody disturbed. Exit code 1 where something is not as it
+should be.
 """
 
 import argparse
