@@ -7,6 +7,7 @@ import random
 import re
 import struct
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 WHOLE = (0, 1, 2, 3, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 10**10, 2**53, 2**63 - 1, 2**63, 2**64 - 1)
@@ -61,11 +62,11 @@ def _places(tree: Any) -> list[tuple[Any, Any]]:
 def _changed_tree(tree: Any, random: random.Random) -> Any:
     places = _places(tree)
     if not places or random.random() < 0.01:
-        return random.choice(VALUES)
+        return deepcopy(random.choice(VALUES))
     home, key = random.choice(places)
     act = random.randrange(7)
     if act <= 2:
-        home[key] = random.choice(VALUES)
+        home[key] = deepcopy(random.choice(VALUES))
     elif act == 3:
         del home[key]
     elif act == 4 and isinstance(home, list):
