@@ -26,9 +26,10 @@ class Comparison:
     def beyond_noise(self) -> bool:
         """Whether the difference is larger than both kinds of noise, each at 95 %; False where one is not known.
 
-        Two sources checked one by one, not a joint test; with several arms, one in twenty passes by luck.
+        Two seeds know nothing of their spread and never suffice. Two sources checked one by one, not a joint test; with
+        several arms, one in twenty passes by luck.
         """
-        if self.interval is None or self.objects is None:
+        if self.interval is None or self.objects is None or self.seeds < 3:
             return False
         return abs(self.mean) > self.interval and abs(self.mean) > 1.96 * self.objects
 

@@ -98,7 +98,7 @@ def _notes(result: TableResult) -> list[str]:
         lines.append(
             "- Differences are paired. Noise over seeds: 95 % t interval of the mean difference, test objects held "
             "fixed. Noise over objects: 1.96 standard errors of it over the test objects, seeds held fixed. "
-            "Bold: larger than both; of twenty comparisons without any effect, about one is."
+            "Bold: larger than both, with three seeds or more; of twenty comparisons without any effect, about one is."
         )
     return [*lines, ""] if lines else []
 

@@ -202,6 +202,9 @@ def test_noise_over_objects_is_paired_object_by_object():
     assert found.mean == 0.25 and found.objects == pytest.approx(0.5 / 2) and found.interval == 0
     assert not found.beyond_noise
     other = {s: {"x": 1.0} for s in (0, 1)}
+    pair = {0: 0.9, 1: 0.9}, {0: 0.1, 1: 0.1}
+    clear: Any = compare(*pair, {s: {"a": 1.0, "b": 0.8} for s in (0, 1)}, {s: {"a": 0.1, "b": 0.1} for s in (0, 1)})
+    assert clear.mean > 1.96 * clear.objects and clear.interval == 0 and not clear.beyond_noise  # two seeds only
     unpaired: Any = compare({0: 0.75, 1: 0.75}, {0: 0.5, 1: 0.5}, ours, other)
     assert unpaired.mean == 0.25 and unpaired.objects is None
 
