@@ -20,9 +20,10 @@ from gsmae.tasks import TASKS
 from gsmae.training import train
 from gsmae.weights import load_weights
 
+from .inputs import augmentation, device_named, stream_of
 from .kept import kept_result
-from .learning import TrainArguments, _augmentation, _device, _inherited, _parse, _stream, _versions
 from .probing import seen_by
+from .runs import TrainArguments, inherited, parse_run, versions
 from .verb import NO_PREFIX, Arguments, Flag, Outcome, parse
 
 
@@ -85,7 +86,7 @@ def fewshot(argv: list[str]) -> Outcome:
     from data.datasets import SplatDataset
     from data.folds import check_folds, read_folds
 
-    a = _parse(FewshotArguments, "fewshot", "classify", argv)
+    a = parse_run(FewshotArguments, "fewshot", "classify", argv)
     drawn = read_folds(a.folds)
     check_folds(drawn, a.folds, a.data)
     init = zoo.load_trained(a.init) if a.init else None
@@ -93,7 +94,7 @@ def fewshot(argv: list[str]) -> Outcome:
         raise InputError("--init", f"--protocol {a.protocol} needs a trained encoder", "name a run")
     config, model = a.run.train, a.run.model
     if init:
-        model = model.model_copy(update={"encoder": _inherited(a, "classify", init)})
+        model = model.model_copy(update={"encoder": inherited(a, "classify", init)})
     spec = init.spec if init else a.run.spec
     weights = init.state["sha256"]["weights.safetensors"][:12] if init else None
     identity = {
@@ -137,20 +138,20 @@ def fewshot(argv: list[str]) -> Outcome:
 
 def _tuned(a: Any, place: Path, init: Any, spec: Any, model_config: Any, teach: Any, ask: Any) -> float:
     """Accuracy after fine-tuning on one fold; the checkpoints are only kept until then."""
-    config, device = a.run.train, _device(a.device)
+    config, device = a.run.train, device_named(a.device)
     for folder in checkpoint.steps(place) if a.again else ():
         shutil.rmtree(folder)
     model = Classifier(model_config, spec, generator=torch.Generator().manual_seed(config.seed))
     if init:
         load_weights(model.encoder, init.encoder.state_dict()).require(init.path)
     header = {"task": "classify", "spec": spec.model_dump(mode="json"), "model": model_config.model_dump(mode="json"),
-              "classes": list(teach.class_names), "parts": [], "versions": _versions()}  # fmt: skip
+              "classes": list(teach.class_names), "parts": [], "versions": versions()}  # fmt: skip
     drop = len(teach) >= config.batch_size
-    stream = _stream(teach, spec, config, _augmentation(config.augment), None, drop_last=drop)
+    stream = stream_of(teach, spec, config, augmentation(config.augment), None, drop_last=drop)
     task = TASKS["classify"]()
     train(task, model, stream, None, config, place, header, device)
     with torch.no_grad():
-        asked = _stream(ask, spec, config, None, None)
+        asked = stream_of(ask, spec, config, None, None)
         metrics = task.evaluate(model.eval(), (batch.to(device) for batch in asked.epoch(0)))
     for folder in checkpoint.steps(place):
         shutil.rmtree(folder)

@@ -9,6 +9,8 @@ from gsmae import zoo
 from gsmae.errors import InputError
 from gsmae.files import read_json
 
+from .verb import Outcome
+
 
 def home(found: zoo.Trained) -> Path:
     """Where results of a checkpoint are kept: its run, or itself where it stands alone, as a converted one does."""
@@ -32,3 +34,9 @@ def kept_result(file: Path, identity: dict[str, Any], split: str, again: bool) -
         cause = f"the test split was read before, for another question ({asked})"
         raise InputError(file, cause, "choose models on val; --again reads test once more")
     return None
+
+
+def shown(result: dict[str, Any], as_json: bool) -> Outcome:
+    """A result as a verb hands it back: numbers and words in lines, tables only as JSON."""
+    lines = {k: round(v, 4) if isinstance(v, float) else v for k, v in result.items() if not isinstance(v, dict | list)}
+    return Outcome(result, 0, as_json, [f"{k}: {v}" for k, v in lines.items()])

@@ -3,49 +3,29 @@
 from __future__ import annotations
 
 import logging
-import os
-import platform
-import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 
-from gsmae import processes, recipes, zoo
-from gsmae.config import Config, digest, from_mapping, from_yaml, to_yaml
+from gsmae import recipes, zoo
+from gsmae.config import from_mapping
 from gsmae.errors import InputError, nearest_name
 from gsmae.features import FeatureSpec
-from gsmae.files import read_json, write_json
-from gsmae.gaussians import WIDTH
+from gsmae.files import write_json
 from gsmae.tasks import TASKS, Segment
-from gsmae.training import TrainConfig, train
+from gsmae.training import TrainConfig, processes, train
 from gsmae.voting import voted
 from gsmae.weights import load_weights
 
-from .kept import home, kept_result
+from .inputs import Device, augmentation, device_named, share_of_batch, stream_of
+from .kept import home, kept_result, shown
 from .matches import no_empty_class, part_names, same_classes
-from .verb import NO_PREFIX, Arguments, Flag, Outcome, parse, plain, preset, with_defaults
+from .runs import TrainArguments, inherited, open_run, parse_run, versions
+from .verb import NO_PREFIX, Arguments, Flag, Outcome, parse, plain
 
 log = logging.getLogger(__name__)
-
-Device = Literal["auto", "cpu", "cuda"]
-
-
-class TrainArguments(Arguments):
-    """What every verb that trains takes."""
-
-    data: tyro.conf.Positional[Path]
-    """folder written by `gsmae pack`"""
-    out: Path
-    """run folder; an unfinished run in it goes on"""
-    recipe: Literal["tiny", "small", "base"] = "base"
-    """named defaults for --spec, --model and --train; base is the paper"""
-    config: Path | None = None
-    """YAML with such values, as in the config.yaml of another run; flags win over it"""
-    device: Device = "auto"
-    """auto: a GPU if there is one; started by `torchrun --nproc-per-node N`, each of N processes has one"""
 
 
 class PretrainArguments(TrainArguments):
@@ -92,7 +72,7 @@ FINETUNE: dict[str, type[ClassifyArguments] | type[SegmentArguments] | type[Poin
 
 def pretrain(argv: list[str]) -> Outcome:
     """gsmae pretrain"""
-    a = _parse(PretrainArguments, "pretrain", "pretrain", argv)
+    a = parse_run(PretrainArguments, "pretrain", "pretrain", argv)
     return _run(a, "pretrain", a.run.spec, a.run.model, None)
 
 
@@ -106,31 +86,14 @@ def finetune(argv: list[str]) -> Outcome:
     if argv[0] not in FINETUNE:
         return Outcome({}, 2, False, [f"gsmae finetune: unknown task '{argv[0]}': {nearest_name(argv[0], FINETUNE)}"])
     task = argv[0]
-    a = _parse(FINETUNE[task], f"finetune {task}", task, argv[1:])
+    a = parse_run(FINETUNE[task], f"finetune {task}", task, argv[1:])
     begin = getattr(a, "init", None)
     init = zoo.load_trained(begin) if begin else None
     spec = init.spec if init else a.run.spec
     model = a.run.model
     if init:
-        model = model.model_copy(update={"encoder": _inherited(a, task, init)})
+        model = model.model_copy(update={"encoder": inherited(a, task, init)})
     return _run(a, task, spec, model, init)
-
-
-def _inherited(a: Any, task: str, init: zoo.Trained) -> Any:
-    """The encoder of the run to begin with; flags that ask for another one, or for other features, are refused."""
-    usual, asked, found = recipes.RECIPES[task][a.recipe], a.run, init.encoder.config
-    if asked.spec not in (usual.spec, init.spec):
-        raise InputError(init.path, f"its features are {init.spec}, --spec asks for {asked.spec}", "leave --spec out")
-    if task == "segment" and init.spec.group != ("means",):
-        cause = f"its positions are made of {', '.join(init.spec.group)}, those of part segmentation of means, "
-        cause += "which is all that a surface point has"
-        raise InputError(init.path, cause, "begin with a run that was pretrained with --spec.group means")
-    wanted, default = asked.model.encoder, usual.model.encoder
-    rate = found.drop_path if wanted.drop_path == default.drop_path else wanted.drop_path
-    found = found.model_copy(update={"drop_path": rate})
-    if wanted.model_copy(update={"drop_path": rate}) not in (default.model_copy(update={"drop_path": rate}), found):
-        raise InputError(init.path, f"its encoder is {found}, --model asks for {wanted}", "leave --model.encoder out")
-    return found
 
 
 class EvaluateArguments(Arguments):
@@ -164,33 +127,23 @@ def evaluate(argv: list[str]) -> Outcome:
     }  # fmt: skip
     before = kept_result(kept, identity, a.split, a.again)
     if before:
-        return _numbers(before, a.as_json)
+        return shown(before, a.as_json)
     config = from_mapping(TrainConfig, found.state.get("train", {}), found.path / "state.json")
-    device = _device(a.device)
+    device = device_named(a.device)
     model, task = found.model.to(device), _task(found.task, dataset)
     with torch.no_grad():
         if a.votes > 1:
-            stream = _stream(dataset, found.spec, config, _augmentation(config.augment), None)
+            stream = stream_of(dataset, found.spec, config, augmentation(config.augment), None)
             metrics = voted(model, ((b.to(device) for b in stream.epoch(vote)) for vote in range(a.votes)))
         else:
-            stream = _stream(dataset, found.spec, config, None, "all" if found.task == "segment" else None)
+            stream = stream_of(dataset, found.spec, config, None, "all" if found.task == "segment" else None)
             metrics = task.evaluate(model, (b.to(device) for b in stream.epoch(0)))
     voting = f"scores averaged over {a.votes} random windows and moves ('{config.augment}')" if a.votes > 1 else "none"
     result = {**identity, "task": found.task, "classes": list(dataset.class_names), **metrics, "voting": voting}
     if left_out:
         result["left_out"] = left_out
     write_json(kept, result)
-    return _numbers({**result, "read": "now"}, a.as_json)
-
-
-def _parse(cls: type, verb: str, task: str, argv: list[str]) -> Any:
-    """Recipe first, then the YAML file, then the flags."""
-    name = preset(argv, "--recipe", recipes.RECIPES[task], "base")
-    run = recipes.RECIPES[task][name]
-    for here, following in zip(argv, [*argv[1:], ""], strict=True):
-        if here == "--config" or here.startswith("--config="):
-            run = from_yaml(type(run), here.partition("=")[2] or following, run)
-    return parse(cls, verb, argv, with_defaults(cls, run=run))
+    return shown({**result, "read": "now"}, a.as_json)
 
 
 def _run(a: Any, name: str, spec: FeatureSpec, model_config: Any, init: zoo.Trained | None) -> Outcome:
@@ -202,10 +155,10 @@ def _run(a: Any, name: str, spec: FeatureSpec, model_config: Any, init: zoo.Trai
     sets, left_out = {k: v[0] for k, v in found.items()}, {k: v[1] for k, v in found.items() if v[1]}
     if left_out:
         log.warning("%s: objects of classes without parts are left out: %s", a.data, left_out)
-    dataset, device, config = sets["train"], _device(a.device), a.run.train
+    dataset, device, config = sets["train"], device_named(a.device), a.run.train
     if name != "pretrain":
         no_empty_class(dataset)
-    augmentation = _augmentation(config.augment)
+    moves = augmentation(config.augment)
     if name in ("classify", "pointnet2"):
         model_config = model_config.model_copy(update={"classes": len(dataset.class_names)})
     if name == "segment":
@@ -221,19 +174,19 @@ def _run(a: Any, name: str, spec: FeatureSpec, model_config: Any, init: zoo.Trai
         "pack_classes": list(dataset.info.class_names), "left_out": left_out,
         "data": {"path": str(a.data), "hash": dataset.fingerprint[:12]},
         "init": str(init.path) if init else None,
-        "init_weights": init.state["sha256"]["weights.safetensors"] if init else None, "versions": _versions(),
+        "init_weights": init.state["sha256"]["weights.safetensors"] if init else None, "versions": versions(),
     }  # fmt: skip
     queries = config.queries if name == "segment" else None
     drop = len(dataset) >= config.batch_size  # BatchNorm is not to see a last batch of a few
-    share = config.model_copy(update={"batch_size": _share(config)})
+    share = config.model_copy(update={"batch_size": share_of_batch(config)})
     ranks = {"rank": processes.rank(), "world": processes.world()}
     if processes.rank() > 0:  # the first process speaks for all
         logging.getLogger().setLevel(logging.ERROR)
     streams = {
-        "train": _stream(dataset, spec, share, augmentation, queries, drop_last=drop, **ranks),
-        "val": _stream(sets["val"], spec, config, None, queries and "all"),
+        "train": stream_of(dataset, spec, share, moves, queries, drop_last=drop, **ranks),
+        "val": stream_of(sets["val"], spec, config, None, queries and "all"),
     }
-    _open_run(a.out, type(a.run)(spec=spec, model=model_config, train=config), header)
+    open_run(a.out, type(a.run)(spec=spec, model=model_config, train=config), header)
     report = train(task, model, streams["train"], streams["val"], config, a.out, header, device)
     if processes.rank() > 0:
         return Outcome({}, quiet=True)
@@ -248,31 +201,6 @@ def _run(a: Any, name: str, spec: FeatureSpec, model_config: Any, init: zoo.Trai
     return Outcome(plain(report), 0, a.as_json, lines)
 
 
-def _share(config: TrainConfig) -> int:
-    """Objects of a batch that each process has."""
-    share, rest = divmod(config.batch_size, processes.world())
-    if rest or not share:
-        raise InputError("train.batch_size", f"{config.batch_size} objects for {processes.world()} processes",
-                         "choose a multiple")  # fmt: skip
-    return share
-
-
-def _stream(dataset: Any, spec: FeatureSpec, config: TrainConfig, augment: Any, queries: Any, **more: Any) -> Any:
-    """Batches of one split: shuffled and moved where `augment` is given, else every object once in a fixed order.
-
-    A split that would fill half of the memory is read as it is needed.
-    """
-    from data.streams import batches
-
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if 4 * WIDTH * int(dataset.counts.sum()) > memory / 2:
-        more = {"resident": False, "workers": 2, **more}
-    return batches(
-        dataset, spec, batch_size=config.batch_size, gaussians=config.gaussians, seed=config.seed,
-        shuffle=augment is not None, augment=augment, queries=queries, **more,
-    )  # fmt: skip
-
-
 def _parts(dataset: Any) -> dict[str, list[int]]:
     """category -> its global part indices"""
     first = dataset.part_offsets
@@ -283,61 +211,3 @@ def _task(name: str, dataset: Any) -> Any:
     if name == "segment":
         return Segment(list(dataset.class_names), _parts(dataset))
     return TASKS[name]()
-
-
-def _augmentation(name: str) -> Any:
-    from data.augment import AUGMENTATIONS
-
-    if name not in AUGMENTATIONS:
-        raise InputError("train.augment", f"'{name}'", nearest_name(name, AUGMENTATIONS))
-    return AUGMENTATIONS[name]
-
-
-def _open_run(run: Path, config: Config, header: dict[str, Any]) -> None:
-    """config.yaml, command and versions into the run; a run of another configuration is not touched."""
-    identity = _identity(config, header)
-    path = run / "run.json"
-    if path.exists():
-        before = read_json(path)
-        if identity not in (before.get("config_hash"), _as_of_today(config, run, before)):
-            raise InputError(
-                run,
-                f"holds a run with another configuration or data ({before.get('config_hash')}, now {identity})",
-                "choose another --out",
-            )
-    if processes.rank() > 0:
-        return
-    to_yaml(config, run / "config.yaml")
-    write_json(path, {"config_hash": identity, "command": sys.argv, **header})
-
-
-def _identity(config: Config, header: dict[str, Any]) -> str:
-    """What must not change while a run goes on."""
-    named = {k: header[k] for k in ("task", "classes", "parts", "init_weights")}
-    return digest(config, named | {"data": header["data"]["hash"]})
-
-
-def _as_of_today(config: Config, run: Path, header: dict[str, Any]) -> str | None:
-    """The identity of a run of an older version: options that it did not know have their defaults."""
-    try:
-        return _identity(from_yaml(type(config), run / "config.yaml"), header)
-    except (InputError, KeyError, TypeError):
-        return None
-
-
-def _device(name: str) -> str:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda", "torch sees no GPU here", "use --device cpu, or a CUDA build of torch")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: metadata.version(name) for name in ("torch", "numpy", "h5py", "safetensors")}
-    from gsmae import __version__
-
-    return {"gsmae": __version__, "python": platform.python_version(), "machine": platform.machine(), **packages}
-
-
-def _numbers(result: dict[str, Any], as_json: bool) -> Outcome:
-    shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in result.items() if not isinstance(v, dict | list)}
-    return Outcome(result, 0, as_json, [f"{k}: {v}" for k, v in shown.items()])

@@ -18,8 +18,8 @@ from gsmae.probes import Features, features, fit
 from gsmae.retrieval import measure, ranking, standardized
 from gsmae.training import TrainConfig
 
-from .kept import home, kept_result
-from .learning import Device, _device, _numbers, _stream
+from .inputs import Device, device_named, stream_of
+from .kept import home, kept_result, shown
 from .verb import Arguments, Flag, Outcome, parse, plain
 
 
@@ -57,7 +57,7 @@ def probe(argv: list[str]) -> Outcome:
     identity = {"checkpoint": found.path.name, "data": measured.fingerprint[:12], "split": a.split, "method": a.method}
     before = kept_result(kept, identity, a.split, a.again)
     if before:
-        return _numbers(before, a.as_json)
+        return shown(before, a.as_json)
     seen = {split: seen_by(found, encoder, dataset, a.device) for split, dataset in sets.items()}
     best = fit(a.method, seen["train"], seen["val"], a.seed)
     predicted = best.predict(seen[a.split].vectors)
@@ -71,7 +71,7 @@ def probe(argv: list[str]) -> Outcome:
         "predicted": dict(zip(seen[a.split].uids, predicted.tolist(), strict=True)),
     }  # fmt: skip
     write_json(kept, result)
-    return _numbers({**result, "read": "now"}, a.as_json)
+    return shown({**result, "read": "now"}, a.as_json)
 
 
 class RetrieveArguments(Arguments):
@@ -118,7 +118,7 @@ def retrieve(argv: list[str]) -> Outcome:
     if before:
         return _shown(before, a.as_json)
     there, whole = (seen_by(found, encoder, dataset, a.device) for dataset in (gallery, asked))
-    device = _device(a.device)
+    device = device_named(a.device)
     cut = partial_batches(
         asked, found.spec, batch_size=config.batch_size, gaussians=config.gaussians, keep=a.keep, seed=a.seed
     )
@@ -138,8 +138,8 @@ def retrieve(argv: list[str]) -> Outcome:
 
 def seen_by(found: zoo.Trained, encoder: Encoder, dataset: Any, device: str) -> Features:
     """The features of a dataset's objects, each seen once as in evaluation."""
-    where = _device(device)
-    stream = _stream(dataset, found.spec, _config(found), None, None)
+    where = device_named(device)
+    stream = stream_of(dataset, found.spec, _config(found), None, None)
     return features(encoder.to(where), (batch.to(where) for batch in stream.epoch(0)))
 
 

@@ -14,8 +14,8 @@ import torch
 from ..batch import Batch
 from ..features import Normalization
 from ..gaussians import WIDTH
-from ..optimizer import adamw
 from ..tasks import TASKS, Segment
+from ..training.optimizer import adamw
 from .plan import Step
 
 USUAL = {"ways": [5, 10], "shots": [10, 20], "folds": 10}  # of `gsmae folds`

@@ -22,10 +22,10 @@ from gsmae.features import FeatureSpec
 from gsmae.groups import random_mask
 from gsmae.models import EncoderConfig, GaussianMAE, MAEConfig
 from gsmae.ops.native import library
-from gsmae.optimizer import adamw
 from gsmae.released_names import to_released
 from gsmae.tasks import Pretrain
 from gsmae.training import TrainConfig
+from gsmae.training.optimizer import adamw
 
 OURS, VISIBLE, EAGER, FIXED = "gsmae", "gsmae, visible groups only", "released structure", "released structure, fixed"
 

@@ -11,7 +11,8 @@ from gsmae.groups import block_parts
 from gsmae.models import EncoderConfig, GaussianLatent, LatentConfig, MAEConfig, effective_rank
 from gsmae.models.latent import shares
 from gsmae.tasks import TASKS, Pretrain
-from gsmae.training import TrainConfig, adamw, train
+from gsmae.training import TrainConfig, train
+from gsmae.training.optimizer import adamw
 
 ENCODER = EncoderConfig(width=12, depth=2, heads=2, groups=12, group_size=6, points=60, drop_path=0.1)
 

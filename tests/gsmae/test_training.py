@@ -15,9 +15,9 @@ from torch import nn
 from gsmae import checkpoint
 from gsmae.batch import Batch
 from gsmae.errors import GsmaeError
-from gsmae.optimizer import adamw, learning_rate
 from gsmae.shares import Dropout, drawn
 from gsmae.training import Interrupted, TrainConfig, train
+from gsmae.training.optimizer import adamw, learning_rate
 
 CONFIG = TrainConfig(epochs=4, warmup_epochs=1, val_every=1, save_every=1, batch_size=4, lr=1e-2, keep=2)
 

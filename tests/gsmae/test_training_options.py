@@ -11,21 +11,21 @@ from test_training import CONFIG, Stream, Toy, network, rows, run_toy
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gsmae import checkpoint, processes
+from gsmae import checkpoint
 from gsmae.batch import Batch
-from gsmae.cli.learning import _open_run
+from gsmae.cli.runs import open_run
 from gsmae.errors import GsmaeError, InputError
 from gsmae.features import FeatureSpec
 from gsmae.files import read_json, write_json
 from gsmae.groups import block_mask, random_mask
-from gsmae.loop import BLOCK
 from gsmae.models import Classifier, ClassifierConfig, EncoderConfig
 from gsmae.models.blocks import DropPath
-from gsmae.optimizer import adamw, learning_rate, step_seed
 from gsmae.recipes import PretrainRun
 from gsmae.shares import Dropout, divide, working_on
 from gsmae.tasks import Classify, Segment
-from gsmae.training import Interrupted, train
+from gsmae.training import Interrupted, processes, train
+from gsmae.training.loop import BLOCK
+from gsmae.training.optimizer import adamw, learning_rate, step_seed
 
 
 def settings(**changes):
@@ -355,7 +355,7 @@ def test_a_frozen_encoder_is_the_same_after_training(tmp_path):
 def test_a_run_of_an_older_version_goes_on_where_new_options_have_their_defaults(tmp_path):
     header = {"task": "pretrain", "classes": [], "parts": [], "init_weights": None, "data": {"hash": "x"}}
     run = PretrainRun()
-    _open_run(tmp_path, run, header)
+    open_run(tmp_path, run, header)
     text = (tmp_path / "config.yaml").read_text()
     lines = [line for line in text.splitlines() if not line.strip().startswith(("accumulate:", "ema:", "precision:"))]
     assert len(lines) == len(text.splitlines()) - 3
@@ -363,8 +363,8 @@ def test_a_run_of_an_older_version_goes_on_where_new_options_have_their_defaults
     write_json(tmp_path / "run.json", {**read_json(tmp_path / "run.json"), "config_hash": "of another time"})
     asked = run.model_copy(update={"train": run.train.model_copy(update={"ema": 0.9})})
     with pytest.raises(InputError, match="another configuration"):
-        _open_run(tmp_path, asked, header)
+        open_run(tmp_path, asked, header)
     with pytest.raises(InputError, match="another configuration"):
-        _open_run(tmp_path, run, {**header, "data": {"hash": "y"}})
-    _open_run(tmp_path, run, header)
+        open_run(tmp_path, run, {**header, "data": {"hash": "y"}})
+    open_run(tmp_path, run, header)
     assert json.loads((tmp_path / "run.json").read_text())["config_hash"] != "of another time"

@@ -10,12 +10,11 @@ import torch
 from test_training import CONFIG, Stream, Toy, network
 from torch import nn
 
-from gsmae import processes
 from gsmae.batch import Batch
 from gsmae.features import FeatureSpec
 from gsmae.models import EncoderConfig, GaussianMAE, MAEConfig
 from gsmae.tasks import Pretrain
-from gsmae.training import Interrupted, train
+from gsmae.training import Interrupted, processes, train
 
 ENCODER = EncoderConfig(width=24, depth=3, heads=2, groups=8, group_size=4, drop_path=0.3)
 MAE_CONFIG = CONFIG.model_copy(update={"epochs": 1, "warmup_epochs": 0, "clip": 1.0, "accumulate": 1})

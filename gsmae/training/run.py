@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from .batch import Batch
-from .config import Config
-from .errors import GsmaeError
+from ..batch import Batch
+from ..config import Config
+from ..errors import GsmaeError
 
 
 class TrainConfig(Config):

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from ..locks import only_writer
 from . import processes
-from .locks import only_writer
 from .loop import Loop
 from .run import Interrupted, Stream, Task, TrainConfig, TrainReport
 

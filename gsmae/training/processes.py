@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .errors import GsmaeError
+from ..errors import GsmaeError
 
 
 def rank() -> int:

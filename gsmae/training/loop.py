@@ -13,13 +13,14 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from . import checkpoint, processes
-from .batch import Batch
-from .errors import GsmaeError
-from .files import sweep, write_json
+from .. import checkpoint
+from ..batch import Batch
+from ..errors import GsmaeError
+from ..files import sweep, write_json
+from ..progress import bar
+from . import processes
 from .journal import Journal
 from .optimizer import learning_rate
-from .progress import bar
 from .run import Interrupted, Stream, Task, TrainConfig, TrainReport
 from .signals import stop_signals
 from .steps import Stepper, Stopped, Taken

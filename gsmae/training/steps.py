@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from .batch import Batch
+from ..batch import Batch
+from ..shares import Share, divide, working_on
 from .optimizer import adamw, averaged, step_seed
 from .processes import Team
 from .run import Task, TrainConfig
-from .shares import Share, divide, working_on
 
 
 class Stopped(Exception):

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from .files import write_aside
+from ..files import write_aside
 
 log = logging.getLogger(__name__)
 
