@@ -21,12 +21,12 @@ from gsmae.files import read_json, sweep, write_json
 from gsmae.locks import only_writer
 from gsmae.progress import bar
 
-from . import ledgers, notes
+from .building import ledgers, notes
+from .building.jobs import build_objects
+from .building.limits import ObjectLimits
+from .building.records import MAX_TRIES, SCHEMA, Order, Parts, commit_failure, commit_stray, fault, finished, tries
 from .engines import ENGINES, Resources
-from .jobs import build_objects
-from .limits import ObjectLimits
 from .profiles import BuildConfig
-from .records import MAX_TRIES, SCHEMA, Order, Parts, commit_failure, commit_stray, fault, finished, tries
 from .sources import SOURCES, MeshItem, detect, skipped
 
 VERSION = 1  # raise when the same configuration would give other splats

@@ -14,12 +14,12 @@ from gsmae.cli.verb import NO_PREFIX, Arguments, Flag, Outcome, parse, plain, pr
 
 from .build import BuildReport
 from .build import build as build_splats
-from .devices import LAUNCH, chosen_device
+from .building.devices import LAUNCH, chosen_device
+from .building.limits import ObjectLimits
+from .building.upkeep import retry as retry_failed
 from .engines import RayOptions, Resources, SlurmOptions
-from .limits import ObjectLimits
 from .parts import read_part_patterns
 from .profiles import PROFILES, BuildConfig
-from .upkeep import retry as retry_failed
 
 log = logging.getLogger(__name__)
 

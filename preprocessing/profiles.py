@@ -95,7 +95,7 @@ PROFILES = {
     "paper": BuildConfig(
         rig="paper",
         fit=FitConfig(
-            iterations=30_000, cap=60_000, sh_degree=3, lr_means=5e-4, lr_means_end=5e-6, lr_sh=2.5e-3,
+            iterations=30_000, cap=150_000, sh_degree=3, lr_means=5e-4, lr_means_end=5e-6, lr_sh=2.5e-3,
             lr_scales=5e-3, lr_quats=1e-3, grow_from=1 / 60, grow_until=0.5, grow_every=100, grow_gradient=2e-4,
             split_scale=0.03, opacity_reset_every=3000, prune_at=(0.53, 0.8), val_every=1000, patience=5, min_gain=0.02,
         ),

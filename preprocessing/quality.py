@@ -15,8 +15,8 @@ from gsmae.errors import GsmaeError
 from gsmae.gaussians import Gaussians
 from gsmae.render import render
 
-from .cameras import Cameras
 from .meshes import Mesh
+from .rendering.cameras import Cameras
 
 
 @dataclass(frozen=True)

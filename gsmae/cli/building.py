@@ -44,7 +44,7 @@ class GcArguments(Arguments):
 
 def plan(argv: list[str]) -> Outcome:
     """gsmae plan"""
-    from preprocessing.plans import plan as plan_build
+    from preprocessing.building.plans import plan as plan_build
 
     a = parse(PlanArguments, "plan", argv)
     found = plan_build(a.path, a.like, workers=a.workers, price=a.price_per_hour)
@@ -68,7 +68,7 @@ def plan(argv: list[str]) -> Outcome:
 
 def status(argv: list[str]) -> Outcome:
     """gsmae status"""
-    from preprocessing.survey import survey
+    from preprocessing.building.survey import survey
 
     a = parse(StatusArguments, "status", argv)
     s = survey(a.path)
@@ -105,7 +105,7 @@ def retry(argv: list[str]) -> Outcome:
 
 def gc(argv: list[str]) -> Outcome:
     """gsmae gc"""
-    from preprocessing.upkeep import gc as collect
+    from preprocessing.building.upkeep import gc as collect
 
     a = parse(GcArguments, "gc", argv)
     report = collect(a.path)

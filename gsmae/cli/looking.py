@@ -175,9 +175,9 @@ def _mesh_views(
     path: Path, viewmats: torch.Tensor, intrinsics: torch.Tensor, size: int
 ) -> tuple[np.ndarray | None, str]:
     """Pictures of a mesh [V, size, size, 3] in 0..1, or why there are none."""
-    from preprocessing.cameras import Cameras
     from preprocessing.meshes import load_mesh
-    from preprocessing.render import render_views
+    from preprocessing.rendering.cameras import Cameras
+    from preprocessing.rendering.views import render_views
 
     try:
         views = render_views(load_mesh(path), Cameras(viewmats.numpy(), intrinsics.numpy(), size, size))

@@ -57,7 +57,7 @@ class Worker:
         # a process that has loaded torch and nothing else is forked from: a new worker is there at once, and they
         # share that memory
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["preprocessing.objects", "preprocessing.jobs"])
+        context.set_forkserver_preload(["preprocessing.building.objects", "preprocessing.building.jobs"])
         self.connection, theirs = context.Pipe()
         seen = {name: value for name, value in os.environ.items() if name.startswith(("CUDA_", "ROCR_", "HIP_"))}
         self.process = context.Process(target=_serve, args=(theirs, work, seen), daemon=True)

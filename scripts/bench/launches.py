@@ -25,17 +25,17 @@ from torch import Tensor
 from gsmae.ops.batches import backend
 from gsmae.ops.warp import runtime
 from gsmae.ops.warp.splats import Capacity
-from preprocessing.batches import bytes_per_object
-from preprocessing.devices import chosen_device
-from preprocessing.fit import Fit, initialise
-from preprocessing.fit_many import fit_many
-from preprocessing.iterations import Iterations
+from preprocessing.building.batches import bytes_per_object
+from preprocessing.building.devices import chosen_device
+from preprocessing.building.objects import rigs_of
+from preprocessing.fitting.fit import Fit, initialise
+from preprocessing.fitting.fit_many import fit_many
+from preprocessing.fitting.iterations import Iterations
+from preprocessing.fitting.padded import Padded
 from preprocessing.meshes import load_mesh
-from preprocessing.objects import rigs_of
-from preprocessing.padded import Padded
 from preprocessing.profiles import PROFILES, BuildConfig
 from preprocessing.quality import evaluate
-from preprocessing.render import draw_views
+from preprocessing.rendering.views import draw_views
 from preprocessing.sources import SOURCES, MeshItem, detect
 from preprocessing.surface import SurfaceSamples, sample_surface
 

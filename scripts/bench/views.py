@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from preprocessing.cameras import Cameras, train_cameras
 from preprocessing.meshes import Mesh, load_mesh
-from preprocessing.render import render_views
+from preprocessing.rendering.cameras import Cameras, train_cameras
+from preprocessing.rendering.views import render_views
 from preprocessing.sources import examples
 
 OBJECTS = ("chair/deckChair", "container/dustbin", "cabinet/glassDoorCabinet", "table/tableWithTablecloth")

@@ -27,8 +27,8 @@ import stubs
 from tqdm import tqdm
 
 from gsmae.errors import InputError
-from preprocessing import upkeep
 from preprocessing.build import build
+from preprocessing.building import upkeep
 from preprocessing.profiles import BuildConfig, FitConfig
 
 HERE = Path(__file__).resolve().parent

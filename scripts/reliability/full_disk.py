@@ -16,8 +16,8 @@ from pathlib import Path
 import stubs
 
 from gsmae.errors import InputError
-from preprocessing import upkeep
 from preprocessing.build import build
+from preprocessing.building import upkeep
 from preprocessing.sources import SOURCES
 
 

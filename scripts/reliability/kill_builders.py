@@ -23,8 +23,8 @@ from pathlib import Path
 import stubs
 
 from gsmae.files import sha256
-from preprocessing import ledgers, upkeep
 from preprocessing.build import build
+from preprocessing.building import ledgers, upkeep
 from preprocessing.profiles import PROFILES
 from preprocessing.sources import SOURCES
 

@@ -27,8 +27,8 @@ import ray  # noqa: E402
 import stubs  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from preprocessing import ledgers, upkeep  # noqa: E402
 from preprocessing.build import build  # noqa: E402
+from preprocessing.building import ledgers, upkeep  # noqa: E402
 from preprocessing.engines import RayOptions, Resources  # noqa: E402
 from preprocessing.sources import SOURCES  # noqa: E402
 

@@ -53,7 +53,7 @@ def make(
     entered: Callable[[str], None],
     limits: Any = None,
 ) -> dict[str, Any]:
-    """Like `preprocessing.objects.make`, in a few milliseconds (STUB_SECONDS for the fit)."""
+    """Like `preprocessing.building.objects.make`, in a few milliseconds (STUB_SECONDS for the fit)."""
     entered("load")
     digest = sha256(item.path)
     entered("fit")

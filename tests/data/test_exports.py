@@ -47,7 +47,7 @@ def degrees_between(a: Gaussians, b: Gaussians) -> float:
 @pytest.fixture(scope="module")
 def lantern() -> Gaussians:
     """A real textured object: one flat Gaussian a surface sample, as a fit begins."""
-    from preprocessing.fit import FitConfig, initialise
+    from preprocessing.fitting.fit import FitConfig, initialise
     from preprocessing.meshes import load_mesh
     from preprocessing.surface import sample_surface
 

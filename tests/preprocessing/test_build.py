@@ -17,7 +17,7 @@ from gsmae.errors import InputError
 from gsmae.files import read_json, sha256
 from gsmae.ply import read_ply
 from preprocessing.build import build
-from preprocessing.jobs import object_seed
+from preprocessing.building.jobs import object_seed
 from preprocessing.profiles import BuildConfig, FitConfig
 
 MICRO = BuildConfig(
@@ -173,7 +173,7 @@ def test_a_folder_of_the_same_name_beside_a_mesh_does_not_stand_in_its_way(meshe
 
 
 def test_a_full_disk_stops_the_build_and_blames_no_object(meshes, tmp_path, monkeypatch):
-    from preprocessing import objects
+    from preprocessing.building import objects
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -9,9 +9,9 @@ import torch
 
 from gsmae.cli import main
 from gsmae.errors import GsmaeError
-from preprocessing import batches
 from preprocessing.build import build
-from preprocessing.devices import chosen_device
+from preprocessing.building import batches
+from preprocessing.building.devices import chosen_device
 from preprocessing.profiles import PROFILES, BuildConfig, FitConfig
 
 CONFIG = BuildConfig(
@@ -99,9 +99,9 @@ def test_the_batch_follows_from_the_memory_of_an_object(monkeypatch):
 
 
 def test_the_device_is_chosen_by_what_there_is(monkeypatch):
-    monkeypatch.setattr("preprocessing.devices.find_spec", lambda name: None)
+    monkeypatch.setattr("preprocessing.building.devices.find_spec", lambda name: None)
     assert chosen_device("auto") == chosen_device("cpu") == "cpu"
-    monkeypatch.setattr("preprocessing.devices.find_spec", lambda name: object())
+    monkeypatch.setattr("preprocessing.building.devices.find_spec", lambda name: object())
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert chosen_device("auto") == chosen_device("cuda") == "cuda"

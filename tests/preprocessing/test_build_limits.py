@@ -8,11 +8,11 @@ import torch
 
 from gsmae.errors import GsmaeError
 from gsmae.files import read_json
-from preprocessing import objects
 from preprocessing.build import build
+from preprocessing.building import objects
+from preprocessing.building.limits import ObjectLimits, OutOfMemory, within_memory
 from preprocessing.engines import OverLimit, Resources
 from preprocessing.engines.local import local
-from preprocessing.limits import ObjectLimits, OutOfMemory, within_memory
 from preprocessing.profiles import BuildConfig, FitConfig
 
 MICRO = BuildConfig(

@@ -11,13 +11,13 @@ import pytest
 from gsmae.cli import main
 from gsmae.errors import InputError
 from gsmae.files import read_json, write_json
-from preprocessing import ledgers, notes, upkeep
 from preprocessing.build import build
-from preprocessing.jobs import build_object
-from preprocessing.plans import plan
-from preprocessing.records import Order
+from preprocessing.building import ledgers, notes, upkeep
+from preprocessing.building.jobs import build_object
+from preprocessing.building.plans import plan
+from preprocessing.building.records import Order
+from preprocessing.building.survey import survey
 from preprocessing.sources import SOURCES
-from preprocessing.survey import survey
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "reliability"))
 import stubs

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from gsmae.errors import GsmaeError
-from preprocessing import cameras as rigs
+from preprocessing.rendering import cameras as rigs
 
 
 def project(cameras, points):

@@ -4,14 +4,14 @@ import torch
 
 from gsmae.gaussians import Gaussians, rotation_matrices
 from gsmae.render import render
-from preprocessing.cameras import test_cameras as views_to_measure
-from preprocessing.cameras import train_cameras, val_cameras
-from preprocessing.density import Growth
-from preprocessing.fit import NumericError, fit, importance, initialise
+from preprocessing.fitting.density import Growth
+from preprocessing.fitting.fit import NumericError, fit, importance, initialise
 from preprocessing.meshes import load_mesh
 from preprocessing.profiles import FitConfig
 from preprocessing.quality import evaluate, psnr, surface_distance
-from preprocessing.render import render_views
+from preprocessing.rendering.cameras import test_cameras as views_to_measure
+from preprocessing.rendering.cameras import train_cameras, val_cameras
+from preprocessing.rendering.views import render_views
 from preprocessing.surface import sample_surface
 
 SIZE = 64

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from gsmae.ops import batches
-from preprocessing.cameras import Cameras, train_cameras, val_cameras
-from preprocessing.fit import Fit, NumericError, fit
-from preprocessing.fit_many import fit_many
+from preprocessing.fitting.fit import Fit, NumericError, fit
+from preprocessing.fitting.fit_many import fit_many
 from preprocessing.meshes import load_mesh
 from preprocessing.profiles import FitConfig
-from preprocessing.render import render_views
+from preprocessing.rendering.cameras import Cameras, train_cameras, val_cameras
+from preprocessing.rendering.views import render_views
 from preprocessing.surface import SurfaceSamples, sample_surface
 
 SIZE = 48
@@ -119,7 +119,7 @@ def poisoned(monkeypatch, which: int, bad) -> None:
 
         return twin._replace(l1_ssim_many=loss)
 
-    monkeypatch.setattr("preprocessing.fit_many.backend", backend)
+    monkeypatch.setattr("preprocessing.fitting.fit_many.backend", backend)
 
 
 def test_steps_of_one_object_that_are_not_finite_harm_no_other(objects, monkeypatch):
@@ -143,9 +143,9 @@ def test_an_object_that_cannot_be_kept_finite_fails_alone(objects, monkeypatch):
 @needs_warp
 def test_steps_that_lacked_room_are_repeated_and_change_nothing(objects, monkeypatch):
     expected = many(objects, kernels="warp")
-    monkeypatch.setattr("preprocessing.iterations.PAIRS", 1)
+    monkeypatch.setattr("preprocessing.fitting.iterations.PAIRS", 1)
     monkeypatch.setattr("gsmae.ops.warp.splats.Capacity.SLACK", 1.001)
-    monkeypatch.setattr("preprocessing.fit_many.WINDOW_ON_CPU", 10)
+    monkeypatch.setattr("preprocessing.fitting.fit_many.WINDOW_ON_CPU", 10)
     for a, b in zip(many(objects, kernels="warp"), expected, strict=True):
         assert_same(a, b)
 

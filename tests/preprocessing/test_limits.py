@@ -9,10 +9,10 @@ import trimesh
 from PIL import Image
 
 from gsmae.errors import InputError
-from preprocessing.cameras import test_cameras as cameras_of_tests
 from preprocessing.formats.assets import Limits
 from preprocessing.meshes import load_mesh
-from preprocessing.render import render_views
+from preprocessing.rendering.cameras import test_cameras as cameras_of_tests
+from preprocessing.rendering.views import render_views
 from preprocessing.surface import sample_surface
 
 TRIANGLE = "v 0 0 0\nv 1 0 0\nv 0 1 0\n"

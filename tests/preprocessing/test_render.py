@@ -6,9 +6,9 @@ import pytest
 from gsmae.errors import GsmaeError
 from gsmae.ops.native import library
 from gsmae.render import look_at
-from preprocessing.cameras import Cameras, train_cameras
 from preprocessing.meshes import Mesh, load_mesh
-from preprocessing.render import AMBIENT, RENDERERS, render_views
+from preprocessing.rendering.cameras import Cameras, train_cameras
+from preprocessing.rendering.views import AMBIENT, RENDERERS, render_views
 
 NATIVE = pytest.param("native", marks=pytest.mark.skipif(not library.available(), reason="no compiled kernels"))
 WARP = pytest.param(

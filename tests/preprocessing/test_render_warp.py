@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from gsmae.errors import GsmaeError
-from preprocessing import render_warp
-from preprocessing.cameras import Cameras, train_cameras
 from preprocessing.meshes import Mesh, load_mesh
-from preprocessing.render import BLENDED, CUTOUT, OPAQUE, RENDERERS, Views, face_modes, render_views
+from preprocessing.rendering import warp as render_warp
+from preprocessing.rendering.cameras import Cameras, train_cameras
+from preprocessing.rendering.views import BLENDED, CUTOUT, OPAQUE, RENDERERS, Views, face_modes, render_views
 
 ROOT = Path(__file__).resolve().parents[2]
 SKY = (0.2, 0.4, 1.0)
@@ -146,12 +146,12 @@ def test_a_device_that_is_not_there_is_an_error(examples):
 def test_warp_is_loaded_late_says_nothing_and_keeps_its_kernels_outside_the_checkout():
     code = """if True:
         import sys
-        import preprocessing.build, preprocessing.render, preprocessing.render_warp
+        import preprocessing.build, preprocessing.rendering.views, preprocessing.rendering.warp
         assert "warp" not in sys.modules
-        from preprocessing.cameras import train_cameras
+        from preprocessing.rendering.cameras import train_cameras
         from preprocessing.meshes import load_mesh
         mesh = load_mesh("examples/meshes/lamp/lantern/models/lantern.obj")
-        preprocessing.render_warp.render(mesh, train_cameras("sphere", 1, 8), 1, (1, 1, 1), "cpu")
+        preprocessing.rendering.warp.render(mesh, train_cameras("sphere", 1, 8), 1, (1, 1, 1), "cpu")
         import warp
         sys.stderr.write("cache:" + warp.config.kernel_cache_dir)
     """
@@ -165,9 +165,9 @@ def test_warp_is_loaded_late_says_nothing_and_keeps_its_kernels_outside_the_chec
 @pytest.mark.slow
 def test_the_kernel_compiles_for_gpus_that_are_not_there(tmp_path):
     wp = pytest.importorskip("warp")
-    from preprocessing import render_warp_kernels
+    from preprocessing.rendering import warp_kernels
 
-    wp.compile_aot_module(render_warp_kernels, arch=[75, 90], module_dir=tmp_path, use_ptx=True)
+    wp.compile_aot_module(warp_kernels, arch=[75, 90], module_dir=tmp_path, use_ptx=True)
     assert all("draw" in path.read_text() for path in tmp_path.glob("*.ptx"))
     assert len(list(tmp_path.glob("*.ptx"))) == 2
 

@@ -13,14 +13,14 @@ from torch import Tensor
 from gsmae.gaussians import Gaussians
 from gsmae.ops.batches import Backend, backend
 
-from .cameras import Cameras
+from ..profiles import FitConfig
+from ..quality import psnr
+from ..rendering.cameras import Cameras
+from ..surface import SurfaceSamples
 from .density import budget_at, densified, most_important, prunings_at
 from .fit import Fit, NumericError, initialise
 from .iterations import Iterations
 from .padded import Padded, Rows
-from .profiles import FitConfig
-from .quality import psnr
-from .surface import SurfaceSamples
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from gsmae.errors import InputError
 from gsmae.files import read_json
 
-from .sources import SOURCES, detect
+from ..sources import SOURCES, detect
 from .survey import Cost, costs, current
 
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from gsmae.config import Config
 from gsmae.errors import GsmaeError
 
-from .formats.assets import Limits
+from ..formats.assets import Limits
 
 J = TypeVar("J")
 R = TypeVar("R")

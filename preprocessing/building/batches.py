@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..fitting.fit import Fit, NumericError
+from ..fitting.fit_many import fit_many
+from ..fitting.padded import STEP
+from ..meshes import Mesh, load_mesh
+from ..profiles import BuildConfig
+from ..rendering.views import draw_views
+from ..sources import MeshItem
+from ..surface import SurfaceSamples, sample_surface
 from . import notes
-from .fit import Fit, NumericError
-from .fit_many import fit_many
 from .jobs import Watch, object_seed
 from .limits import OutOfMemory, is_out_of_memory, within_memory
-from .meshes import Mesh, load_mesh
 from .objects import finish, rigs_of
-from .padded import STEP
-from .profiles import BuildConfig
 from .records import NOT_THE_OBJECTS_FAULT, Order, blank, commit, commit_failure, finished
-from .render import draw_views
-from .sources import MeshItem
-from .surface import SurfaceSamples, sample_surface
 
 log = logging.getLogger(__name__)
 

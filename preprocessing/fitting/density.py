@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gsmae.gaussians import Gaussians, rotation_matrices, unit_quats
 
-from .profiles import FitConfig
+from ..profiles import FitConfig
 
 RESET = float(torch.tensor(0.01).logit())  # where opacities are set back to
 NAMES = ("means", "quats", "log_scales", "logit_opacities", "sh0", "shN")

@@ -13,11 +13,11 @@ from gsmae.errors import InputError
 from gsmae.files import read_json, sweep, write_aside
 from gsmae.locks import only_writer
 
+from ..build import BuildReport, build
+from ..engines import Resources
+from ..profiles import BuildConfig
 from . import ledgers, notes
-from .build import BuildReport, build
-from .engines import Resources
 from .limits import ObjectLimits
-from .profiles import BuildConfig
 from .records import path_of
 from .survey import current
 

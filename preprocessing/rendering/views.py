@@ -27,7 +27,7 @@ from gsmae.errors import GsmaeError, nearest_name
 from gsmae.ops.native import library
 
 from .cameras import Cameras
-from .meshes import Mesh
+from ..meshes import Mesh
 
 AMBIENT = 0.5
 # direction towards the light (made unit) and strength; the key light stands where the paper's lamp does, at (3, 3, 5)
@@ -89,7 +89,7 @@ def draw_views(mesh: Mesh, rigs: Sequence[Cameras], supersample: int, device: st
     """
     if not device.startswith("cuda"):
         return [torch.from_numpy(render_views(mesh, cameras, supersample).images) for cameras in rigs]
-    from . import render_warp
+    from . import warp as render_warp
 
     scene = render_warp.upload(mesh, device)
     return [render_warp.draw(scene, cameras, supersample)[0] for cameras in rigs]
@@ -147,14 +147,14 @@ def _native(mesh: Mesh, cameras: Cameras, supersample: int, background: Backgrou
 
 def _reference(mesh: Mesh, cameras: Cameras, supersample: int, background: Background) -> Views:
     """Plain numpy, the definition."""
-    from .render_reference import render
+    from .reference import render
 
     return render(mesh, cameras, supersample, background)
 
 
 def _warp(mesh: Mesh, cameras: Cameras, supersample: int, background: Background) -> Views:
     """Rays on the GPU, or on one slow thread where there is none; needs the extra `gpu`."""
-    from .render_warp import render
+    from .warp import render
 
     return render(mesh, cameras, supersample, background)
 

@@ -13,10 +13,10 @@ from gsmae.ops.batches import Backend
 from gsmae.ops.warp import runtime
 from gsmae.ops.warp.splats import Capacity
 
-from .cameras import Cameras
+from ..profiles import FitConfig
+from ..rendering.cameras import Cameras
 from .density import NAMES, rates, weighted
 from .padded import Padded
-from .profiles import FitConfig
 
 log = logging.getLogger(__name__)
 

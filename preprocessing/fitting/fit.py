@@ -15,11 +15,11 @@ from gsmae import ops
 from gsmae.errors import GsmaeError
 from gsmae.gaussians import SH_DC, Gaussians
 
-from .cameras import Cameras
+from ..profiles import FitConfig
+from ..quality import evaluate
+from ..rendering.cameras import Cameras
+from ..surface import SurfaceSamples
 from .density import Growth, prunings_at, weighted
-from .profiles import FitConfig
-from .quality import evaluate
-from .surface import SurfaceSamples
 
 
 class NumericError(GsmaeError):

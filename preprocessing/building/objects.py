@@ -15,16 +15,16 @@ from gsmae.errors import InputError
 from gsmae.files import sha256, write_aside
 from gsmae.ply import write_ply
 
-from .cameras import Cameras, test_cameras, train_cameras, val_cameras
-from .fit import Fit, fit
-from .formats.assets import Limits
+from ..fitting.fit import Fit, fit
+from ..formats.assets import Limits
+from ..meshes import Mesh, load_mesh
+from ..profiles import BuildConfig
+from ..quality import evaluate, surface_distance
+from ..rendering.cameras import Cameras, test_cameras, train_cameras, val_cameras
+from ..rendering.views import render_views
+from ..sources import MeshItem
+from ..surface import SurfaceSamples, part_labels, sample_surface
 from .limits import OutOfMemory, within_memory
-from .meshes import Mesh, load_mesh
-from .profiles import BuildConfig
-from .quality import evaluate, surface_distance
-from .render import render_views
-from .sources import MeshItem
-from .surface import SurfaceSamples, part_labels, sample_surface
 
 THUMBNAIL = 200  # pixels
 PICTURE_HEIGHT = 0.4  # sine of the elevation that people like to look from: of the test views, the nearest

@@ -13,10 +13,10 @@ from typing import Any
 from gsmae.errors import GsmaeError, InputError
 from gsmae.files import read_json, sha256, write_aside, write_json
 
+from ..profiles import BuildConfig
+from ..sources import MeshItem, Skipped
 from . import ledgers, notes
 from .limits import ObjectLimits
-from .profiles import BuildConfig
-from .sources import MeshItem, Skipped
 
 log = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..meshes import Mesh
+from ..surface import VISIBLE
+from ..textures import sample_trilinear
 from .cameras import Cameras
-from .meshes import Mesh
-from .render import BLENDED, COPLANAR, CUTOUT, FAINT, NEAR, Background, Views, face_modes, light_table
-from .surface import VISIBLE
-from .textures import sample_trilinear
+from .views import BLENDED, COPLANAR, CUTOUT, FAINT, NEAR, Background, Views, face_modes, light_table
 
 
 def render(mesh: Mesh, cameras: Cameras, supersample: int, background: Background) -> Views:

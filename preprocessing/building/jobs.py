@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..sources import MeshItem
 from . import ledgers, notes
 from .records import NOT_THE_OBJECTS_FAULT, Order, blank, commit, commit_failure, finished
-from .sources import MeshItem
 
 
 def build_objects(items: tuple[MeshItem, ...], order: Order) -> list[dict[str, Any]]:

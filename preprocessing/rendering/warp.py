@@ -17,9 +17,9 @@ import torch
 
 from gsmae.errors import GsmaeError
 
+from ..meshes import Mesh
 from .cameras import Cameras
-from .meshes import Mesh
-from .render import BLENDED, Background, Views, face_modes, light_table
+from .views import BLENDED, Background, Views, face_modes, light_table
 
 PADDING = 1e-5  # of the faces' boxes, in sizes of the mesh: above the rounding of rays in single precision
 MARGIN = 0.01  # how far before the mesh's box rays begin, in sizes of the mesh
@@ -70,7 +70,7 @@ def upload(mesh: Mesh, device: str | None = None) -> Scene:
         def array(values: np.ndarray, dtype: Any) -> Any:
             return wp.array(np.ascontiguousarray(values), dtype=dtype, device=place)
 
-        value, trees = importlib.import_module(".render_warp_kernels", __package__).Scene(), []
+        value, trees = importlib.import_module(".warp_kernels", __package__).Scene(), []
         for faces, chosen in ((value.solid, modes != BLENDED), (value.blended, modes == BLENDED)):
             numbers = np.flatnonzero(chosen).astype(np.int32)
             faces.numbers = array(numbers, wp.int32)
@@ -93,7 +93,7 @@ def draw(
     On CUDA it returns before the work is done; torch's current stream orders what follows.
     """
     wp = _warp()
-    kernels = importlib.import_module(".render_warp_kernels", __package__)
+    kernels = importlib.import_module(".warp_kernels", __package__)
     shape = (len(cameras), cameras.height, cameras.width)
     images = torch.empty((*shape, 3), dtype=torch.uint8, device=scene.device)
     alphas = torch.empty(shape, dtype=torch.uint8, device=scene.device)

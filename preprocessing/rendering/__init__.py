@@ -1,0 +1,1 @@
+"""Mesh -> views: cameras, and renderers of one shading specification."""
