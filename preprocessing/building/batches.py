@@ -139,7 +139,7 @@ def _build(items: Sequence[MeshItem], order: Order) -> dict[str, dict[str, Any]]
 def _loaded(item: MeshItem, order: Order, views: dict[str, Tensor], at: int) -> _Loaded | dict[str, Any]:
     """An object with its pictures drawn at place `at` of `views`, or the record of its failure."""
     c = order.config
-    watch = Watch(order.out, item.uid)
+    watch = Watch(order.out, item.uid, order.token)
     try:
         item.path.stat()
         seed = object_seed(order.seed, item.uid)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..sources import MeshItem
 from . import ledgers, notes
-from .records import NOT_THE_OBJECTS_FAULT, Order, blank, commit, commit_failure, finished
+from .records import NOT_THE_OBJECTS_FAULT, Order, blank, commit, commit_failure, settled
 
 
 def build_objects(items: tuple[MeshItem, ...], order: Order) -> list[dict[str, Any]]:
@@ -30,10 +30,10 @@ def build_object(item: MeshItem, order: Order) -> dict[str, Any]:
     Raises OSError where the folder cannot be written, Superseded where it belongs to a later build.
     """
     notes.check(order.out, order.token)
-    before = finished(order, item)
-    if before is not None and before["status"] == "done":  # by a worker that was killed before it could tell
+    before = settled(order, item)
+    if before is not None:  # by a worker that was killed before it could tell
         return before
-    watch = Watch(order.out, item.uid)
+    watch = Watch(order.out, item.uid, order.token)
     try:
         found = item.path.stat()
         watch.enter("load")
@@ -43,6 +43,7 @@ def build_object(item: MeshItem, order: Order) -> dict[str, Any]:
         patterns, seed = order.parts.get(item.category, {}), object_seed(order.seed, item.uid)
         made = make(item, order.out, order.config, patterns, seed, watch.enter, order.limits.mesh)
     except Exception as error:
+        notes.check(order.out, order.token)  # a later build may have swept away what it was writing
         # what cannot be written is the folder's fault; what cannot be read may be the object's
         if isinstance(error, OSError) and (error.errno in NOT_THE_OBJECTS_FAULT or watch.stage == "write"):
             raise
@@ -62,17 +63,21 @@ def object_seed(seed: int, uid: str) -> int:
 
 
 class Watch:
-    """The time that each stage of one object takes, and the most memory."""
+    """The time that each stage of one object takes, and the most memory.
 
-    def __init__(self, out: Path, uid: str):
-        self.out, self.uid, self.stage = out, uid, ""
+    token  of the build; where another has taken over the folder, no further stage is entered, and so nothing replaced
+    """
+
+    def __init__(self, out: Path, uid: str, token: str = ""):
+        self.out, self.uid, self.token, self.stage = out, uid, token, ""
         self.begun, self.since = time.time(), time.monotonic()
         self.start = self.since
         self.stages: dict[str, float] = {}
         _forget_peak()
 
     def enter(self, stage: str) -> None:
-        """The next stage begins."""
+        """The next stage begins; raises Superseded where the folder belongs to a later build."""
+        notes.check(self.out, self.token)
         self._close()
         self.stage = stage
         notes.note(self.out, self.uid, stage, self.begun)

@@ -6,6 +6,7 @@ replaced by a later one stops.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -48,8 +49,21 @@ def leave(out: Path) -> None:
 
 
 def check(out: Path, token: str) -> None:
-    """Raise Superseded where the folder belongs to another build."""
-    if token and announced(out).get("token") != token:
+    """Raise Superseded where the folder belongs to another build, OSError where that cannot be read, even again."""
+    if not token:
+        return
+    path = out / FOLDER / TOKEN
+    try:
+        try:
+            said = json.loads(path.read_bytes())
+        except (OSError, ValueError):  # on a network file system, a handle of the file that was there before
+            said = json.loads(path.read_bytes())
+        ours = said.get("token") == token
+    except FileNotFoundError:
+        ours = False
+    except (ValueError, AttributeError):
+        raise OSError(errno.EIO, "is damaged", str(path)) from None
+    if not ours:
         raise Superseded(f"{out}: another build has taken over")
 
 

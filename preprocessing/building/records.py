@@ -36,6 +36,7 @@ class Order:
     device    "cpu" or "cuda"
     launch    objects that are fitted at once; 0 = one by one, by `objects.make`
     kernels   a name in `gsmae.ops.batches.BACKENDS`, or "auto"
+    spent     uid -> tries that this build has spent on it already, in batches whose worker died
     """
 
     out: Path
@@ -49,6 +50,7 @@ class Order:
     device: str = "cpu"
     launch: int = 0
     kernels: str = "auto"
+    spent: dict[str, int] = field(default_factory=dict)
 
 
 def path_of(out: Path, uid: str) -> Path:
@@ -77,6 +79,17 @@ def finished(order: Order, item: MeshItem) -> dict[str, Any] | None:
         return record if splat.stat().st_size == record["bytes"] else None
     except (InputError, KeyError, TypeError, OSError):
         return None
+
+
+def settled(order: Order, item: MeshItem) -> dict[str, Any] | None:
+    """The record of an object that this very build has no more to do with, or None: done, or failed under its token.
+
+    What asks: a job that is repeated, because its worker died or its task was requeued, tries no failed object twice.
+    """
+    record = finished(order, item)
+    if record is None or record["status"] == "done":
+        return record
+    return record if order.token and record.get("run", {}).get("token") == order.token else None
 
 
 def tries(record: dict[str, Any] | None) -> int:
@@ -116,17 +129,21 @@ def commit(order: Order, item: MeshItem, record: dict[str, Any]) -> dict[str, An
 def commit_failure(
     order: Order, item: MeshItem, stage: str, error: Exception, run: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """A failed object's record, with its kind, stage and reason; everything known about it lies in `quarantine`."""
-    before = finished(order, item)
-    if before is not None and before["status"] == "done":
-        return before  # by another process, in the meantime
+    """A failed object's record, with its kind, stage and reason; everything known about it lies in `quarantine`.
+
+    Returns the record that is there where this build has settled the object before. Raises Superseded where the folder
+    belongs to a later build: its error may be that its files were swept away.
+    """
     notes.check(order.out, order.token)
+    before = finished(order, item)
+    if before is not None and before == settled(order, item):
+        return before  # by another process, in the meantime, or by one that was killed before it could tell
     known = isinstance(error, GsmaeError)
     reason = str(error) if known else f"{type(error).__name__}: {error}"
     spent = int(getattr(error, "tries", 1))
     record = {
         **blank(order, item), "reason": reason, "stage": stage, "failure": _kind(error),
-        "attempts": tries(before) + spent, "run": run or {},
+        "attempts": tries(before) + spent + order.spent.get(item.uid, 0), "run": {**(run or {}), "token": order.token},
     }  # fmt: skip
     trace = "".join(traceback.format_exception(error))
     if not known:

@@ -15,9 +15,9 @@ from preprocessing.build import build
 from preprocessing.building import ledgers, notes, upkeep
 from preprocessing.building.jobs import build_object
 from preprocessing.building.plans import plan
-from preprocessing.building.records import Order
+from preprocessing.building.records import Order, commit_failure
 from preprocessing.building.survey import survey
-from preprocessing.sources import SOURCES
+from preprocessing.sources import SOURCES, MeshItem
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "reliability"))
 import stubs
@@ -179,6 +179,67 @@ def test_a_worker_of_an_earlier_build_stops_and_leaves_no_record(stub_build):
 def taken_over(item, out, *_):
     notes.announce(out, "newer")
     raise ValueError("its files were swept away")
+
+
+def of(out: Path, name: str) -> MeshItem:
+    (item,) = [item for item in SOURCES["folder"](out.parent / "meshes") if item.uid == f"class0/{name}"]
+    return item
+
+
+def test_a_repeated_job_does_not_try_a_failed_object_again_but_a_later_build_does(stub_build):
+    out = stub_build("bad")
+    (out / "records" / "class0" / "bad.json").unlink()
+    for token, attempts in (("one", 1), ("one", 1), ("two", 2)):
+        notes.announce(out, token)
+        order = Order(out, stubs.CONFIG, identity="x", token=token, make=stubs.make)
+        assert build_object(of(out, "bad"), order)["attempts"] == attempts == record(out, "bad")["attempts"]
+        assert commit_failure(order, of(out, "bad"), "fit", ValueError("again"))["attempts"] == attempts
+
+
+def test_a_worker_of_an_earlier_build_replaces_no_splat(stub_build):
+    out = stub_build("late")
+    splat = out / "splats" / "class0" / "late.ply"
+    splat.write_bytes(b"by the later build")
+    (out / "records" / "class0" / "late.json").unlink()
+    notes.announce(out, "old")
+    with pytest.raises(notes.Superseded):
+        build_object(of(out, "late"), Order(out, stubs.CONFIG, identity="x", token="old", make=slower))
+    assert splat.read_bytes() == b"by the later build"
+
+
+def test_a_token_that_cannot_be_read_is_not_another_build(tmp_path):
+    notes.announce(tmp_path, "ours")
+    notes.check(tmp_path, "ours")
+    path = tmp_path / "at_work" / "build.json"
+    path.write_text("{")
+    with pytest.raises(OSError, match="damaged"):
+        notes.check(tmp_path, "ours")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        notes.check(tmp_path, "ours")
+    path.rmdir()
+    with pytest.raises(notes.Superseded):
+        notes.check(tmp_path, "ours")
+
+
+def slower(item, out, *rest):
+    notes.announce(out, "new")  # while it fits
+    return stubs.make(item, out, *rest)
+
+
+def swept(item, out, config, patterns, seed, entered, *_):
+    entered("write")
+    notes.announce(out, "new")
+    raise FileNotFoundError(2, "No such file or directory", str(out / ".aside-x.ply"))
+
+
+def test_a_swept_temporary_of_an_earlier_build_is_no_error_of_the_folder(stub_build):
+    out = stub_build("late")
+    (out / "records" / "class0" / "late.json").unlink()
+    notes.announce(out, "old")
+    with pytest.raises(notes.Superseded):
+        build_object(of(out, "late"), Order(out, stubs.CONFIG, identity="x", token="old", make=swept))
 
 
 def test_a_worker_that_dies_on_its_object_is_told_apart_with_its_stage(tmp_path):
