@@ -20,8 +20,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
+from .averages import Average
 from .errors import InputError
 from .files import read_json, sha256, write_folder_aside
 
@@ -52,7 +52,7 @@ def save(
     state: dict[str, Any],
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None,
-    average: AveragedModel | None = None,
+    average: Average | None = None,
 ) -> None:
     """Write one checkpoint folder, whole or not at all.
 
@@ -63,7 +63,7 @@ def save(
         files = {WEIGHTS: _tensors(model)}
         if average is not None:
             files = {WEIGHTS: _tensors(average.module), LIVE: _tensors(model)}
-            state = {**state, "averaged": int(average.n_averaged)}
+            state = {**state, "averaged": int(average.updates)}
         if optimizer is not None:
             files[OPTIMIZER] = optimizer_tensors(model, optimizer)
         for name, tensors in files.items():
@@ -154,13 +154,13 @@ def thin(run: str | Path, keep: int, also: str) -> None:
 
 
 def restore(
-    found: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None = None
+    found: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None = None
 ) -> None:
     """Put everything back where `save` found it."""
     model.load_state_dict(found.live or found.weights)
     if average is not None:
         average.module.load_state_dict(found.weights)
-        average.n_averaged.fill_(int(found.state["averaged"]))
+        average.updates = int(found.state["averaged"])
     restore_optimizer(model, optimizer, found.optimizer)
 
 

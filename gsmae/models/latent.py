@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ..averages import approach
 from ..features import FeatureSpec, Normalization
 from ..gaussians import columns
 from ..groups import Groups, block_parts, rows, select
@@ -102,8 +102,7 @@ class GaussianLatent(Masked):
         """
         start = self.config.latent.momentum
         momentum = 1 - (1 - start) * (1 + math.cos(math.pi * share_done)) / 2
-        average = get_ema_multi_avg_fn(momentum)
-        average(tuple(self.teacher.parameters()), tuple(self.encoder.parameters()), 0)
+        approach([*self.teacher.parameters()], [*self.encoder.parameters()], 1 - momentum)
         for kept, new in zip(self.teacher.buffers(), self.encoder.buffers(), strict=True):
             kept.copy_(new)
 

@@ -1,4 +1,7 @@
-"""One loop for every task: batches in, checkpoints and metrics out; killed and started again, it goes on exactly."""
+"""One loop for every task: batches in, checkpoints and metrics out; killed and started again, it goes on.
+
+On a CPU it then goes on bit for bit; on a GPU as exactly as its kernels repeat themselves.
+"""
 
 from __future__ import annotations
 

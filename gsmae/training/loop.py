@@ -15,7 +15,7 @@ from torch import nn
 
 from .. import checkpoint
 from ..batch import Batch
-from ..errors import GsmaeError
+from ..errors import GsmaeError, InputError
 from ..files import sweep, write_json
 from ..progress import bar
 from . import processes
@@ -160,6 +160,11 @@ class Loop:
         self._write()
         at = self.step - 1
         found = self._newest()
+        if found is None and self.initial is None:
+            raise GsmaeError(
+                f"{self.path}: the loss was not finite in three steps up to {at}, and no checkpoint is readable to go "
+                "back to; put one of them back, or begin in another folder"
+            )
         to = int(found.state["step"]) if found else 0
         if to == self.back_at:
             raise GsmaeError(
@@ -168,7 +173,8 @@ class Loop:
             )
         if found:
             self._take(found)
-        elif self.initial is not None:
+        else:
+            assert self.initial is not None
             self.steps.forget(self.initial)
             self.step, self.best, self.looked = 0, {}, 0
         self.rate_share, self.bad, self.back_at = self.rate_share / 2, 0, to
@@ -257,6 +263,10 @@ class Loop:
     def _resume(self) -> None:
         found = self._newest()
         if found is None:
+            damaged = self.team.first([p.name for p in checkpoint.steps(self.path)])
+            if damaged:
+                cause = f"none of its checkpoints is whole ({', '.join(damaged)}; the log says what is wrong with each)"
+                raise InputError(self.path, cause, "put one of them back, or delete these folders to begin anew")
             return
         self._take(found)
         if self.team.lead:

@@ -1,4 +1,4 @@
-"""AdamW, its learning rate by the step, and a running average of the weights."""
+"""AdamW, and what each step has of its own: its learning rate and its seed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .run import TrainConfig
 
@@ -29,12 +28,6 @@ def learning_rate(step: int, per_epoch: int, config: TrainConfig) -> float:
         return config.lr_end + (config.lr - config.lr_end) * epoch / config.warmup_epochs
     share = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
     return config.lr_end + (config.lr - config.lr_end) * (1 + math.cos(math.pi * min(share, 1))) / 2
-
-
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy of the model whose parameters and BatchNorm statistics follow the model's as an exponential average."""
-    # the counter stays on the CPU (device=None): it is compared in every step, and a GPU would have to be waited for
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def step_seed(seed: int, step: int) -> int:

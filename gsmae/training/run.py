@@ -88,7 +88,7 @@ class Task(Protocol):
         """Called after every optimiser step; `share_done` of the run, in 0..1, lies behind. Most tasks do nothing.
 
         A step that was skipped because of its gradient does not count, but on a GPU that is not known in time: there
-        it is called all the same, and finds the weights that it found before.
+        it is called all the same, and what it changes in buffers and in parameters that are not trained is undone.
         """
 
     def weight(self, batch: Batch) -> int | Tensor:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
+from ..averages import Average
 from ..batch import Batch
 from ..shares import Share, divide, working_on
-from .optimizer import adamw, averaged, step_seed
+from .optimizer import adamw, step_seed
 from .processes import Team
 from .run import Task, TrainConfig
 
@@ -71,13 +71,16 @@ class Stepper:
         """Step number `step`, counted from zero, on this process's samples of a batch. Raises Stopped."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        buffers = [b.clone() for b in self.model.buffers()]
+        # a CPU knows in time whether a step is skipped: only BatchNorm is to be put back there
+        followers = list(self.model.buffers()) if self.team.prompt else self._followers()
+        before = [f.detach().clone() for f in followers]
         try:
             names, values = self._gradients(batch, step)
         except Stopped:
             self.optimizer.zero_grad(set_to_none=True)
-            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
-                buffer.copy_(before)
+            with torch.no_grad():
+                for kept, value in zip(followers, before, strict=True):
+                    kept.copy_(value)
             raise
         finite = torch.isfinite(values[0]) & torch.isfinite(self._gradient_norm())
         # Whether to skip the step is decided on the device: fused AdamW changes nothing where `found_inf` is one, as
@@ -86,18 +89,23 @@ class Stepper:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         known = bool(finite) if self.team.prompt else None
-        if not known:  # BatchNorm has already averaged over what was not finite
-            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
-                buffer.copy_(torch.where(finite, buffer, before))
         if known is not False:
             self.task.after_step(self.model, share_done)
-            if self.average is not None:
-                self.average.update_parameters(self.model)
+        if not known:  # BatchNorm has averaged over what was not finite, and a teacher may have followed
+            with torch.no_grad():
+                for kept, value in zip(followers, before, strict=True):
+                    kept.copy_(torch.where(finite, kept, value))
+        if known is not False and self.average is not None:
+            self.average.follow(self.model, None if known else finite)
         numbers = torch.cat([finite[None].float(), values])
         return Taken(step + 1, rate, names, numbers, known, batch.uids[:3])
 
-    def _average(self) -> AveragedModel | None:
-        return averaged(self.model, self.config.ema) if self.config.ema else None
+    def _average(self) -> Average | None:
+        return Average(self.model, self.config.ema) if self.config.ema else None
+
+    def _followers(self) -> list[Tensor]:
+        """What changes in a step although the optimiser does not change it."""
+        return [*self.model.buffers(), *(p for p in self.model.parameters() if not p.requires_grad)]
 
     def _gradients(self, batch: Batch, step: int) -> tuple[tuple[str, ...], Tensor]:
         """Leave the gradients of the whole batch's loss in the parameters; returns what to log, the loss first."""

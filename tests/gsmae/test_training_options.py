@@ -291,6 +291,65 @@ def test_a_run_that_went_back_goes_on_bit_for_bit(tmp_path):
     assert states_equal(whole, again) and rows(tmp_path / "cut") == rows(tmp_path / "whole")
 
 
+class Following(Poison):
+    """A teacher of frozen parameters and a counter in a buffer, both of which every step that is taken moves."""
+
+    def after_step(self, model, share_done):
+        with torch.no_grad():
+            model[1].teacher.lerp_(model[0].weight, 0.1)
+            model[1].counted.add_(1)
+
+
+class Taught(nn.Module):
+    def __init__(self, like):
+        super().__init__()
+        self.teacher = nn.Parameter(like.detach().clone(), requires_grad=False)
+        self.register_buffer("counted", torch.zeros([], dtype=torch.int64))
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize("steps", [(10, 11), (0, 5)])
+def test_a_skipped_step_moves_neither_teacher_nor_average_whenever_it_is_known(tmp_path, monkeypatch, steps):
+    found = []
+    for known in (True, False):
+        monkeypatch.setattr(processes.Team, "prompt", property(lambda self, known=known: known))
+        first = network()[0]
+        model = nn.Sequential(first, Taught(first.weight), *network()[1:])
+        run = tmp_path / str(known)
+        train(Following(steps), model, Stream(), None, settings(ema=0.9, epochs=2), run, {"task": "toy"})
+        found.append(checkpoint.load(checkpoint.find(run), with_optimizer=True))
+    now, later = found
+    assert int(now.live["1.counted"]) == 14 and now.state["averaged"] == later.state["averaged"] == 14
+    for ours, theirs in ((now.live, later.live), (now.weights, later.weights)):
+        for name, value in ours.items():
+            torch.testing.assert_close(theirs[name], value, rtol=1e-6, atol=1e-7)
+
+
+def test_without_a_readable_checkpoint_nothing_is_rewound(tmp_path):
+    class Damaging(Poison):
+        def loss(self, model, batch, generator):
+            if generator.initial_seed() == step_seed(0, 10):
+                for file in (tmp_path / "run").glob("step_*/weights.safetensors"):
+                    file.write_bytes(file.read_bytes()[:-1])
+            return super().loss(model, batch, generator)
+
+    with pytest.raises(GsmaeError, match="no checkpoint is readable"):
+        run_toy(tmp_path / "run", task=Damaging((10, 11, 12)))
+    assert [r["step"] for r in rows(tmp_path / "run") if r["split"] == "train"] == list(range(1, 14))
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_silently_begin_anew(tmp_path):
+    run_toy(tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    for file in (tmp_path / "run").glob("step_*/weights.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match="none of its checkpoints is whole .*delete these folders"):
+        run_toy(tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
 def test_two_bad_steps_change_nothing_but_themselves(tmp_path, prompt):
     run_toy(tmp_path / "run", settings(ema=0.9), task=Poison((10, 11)))
     steps = [r for r in rows(tmp_path / "run") if r["split"] == "train"]
