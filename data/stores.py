@@ -84,10 +84,10 @@ class ResidentStore:
         for k, (i, seed) in enumerate(zip(objects.tolist(), seeds.tolist(), strict=True)):
             first, last = self.firsts[i], self.firsts[i + 1]
             index[k] = first + draws.weighted(seed, self.weights[first:last], count)
-        return self.features[torch.from_numpy(index).to(self.device)]
+        return self.features[sent(torch.from_numpy(index), self.device)]
 
     def normalization(self, objects: np.ndarray) -> Normalization:
-        return unstacked(self.constants[torch.from_numpy(objects).to(self.device)], self.fields)
+        return unstacked(self.constants[sent(torch.from_numpy(objects), self.device)], self.fields)
 
     def surface(self, objects: np.ndarray, starts: np.ndarray, count: int) -> tuple[Tensor, Tensor]:
         place = (self.point_firsts[objects], self.point_lengths[objects], starts, count)
@@ -161,6 +161,11 @@ class FileStore:
             done, start = done + step, 0
 
 
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device; a GPU copies it when it comes to it, and is not waited for."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
 def stacked(constants: list[Normalization]) -> Tensor:
     """Normalisation constants of B splats as rows: center, radius, scale center, scale radius: [B, 8]."""
     rows = [torch.cat([n.center, n.radius[None], n.scale_center, n.scale_radius[None]]) for n in constants]
@@ -175,7 +180,7 @@ def unstacked(rows: Tensor, fields: tuple[str, ...]) -> Normalization:
 def _gather(flat: Tensor, firsts: np.ndarray, lengths: np.ndarray, starts: np.ndarray, count: int) -> Tensor:
     """Wrapping windows of consecutive rows: [B, count, ...]."""
     if flat.is_cuda:
-        place = torch.from_numpy(np.stack([firsts, lengths, starts])).to(flat.device, non_blocking=True)[:, :, None]
+        place = sent(torch.from_numpy(np.stack([firsts, lengths, starts])), flat.device)[:, :, None]
         index = place[0] + (place[2] + torch.arange(count, device=flat.device)) % place[1]
         return flat[index]
     out = torch.empty(len(firsts), count, *flat.shape[1:], dtype=flat.dtype)

@@ -19,7 +19,7 @@ from gsmae.gaussians import FIELDS
 from . import draws
 from .augment import DRAWS, Augmentation, move_points, move_positions, moves_of
 from .datasets import SplatDataset
-from .stores import FileStore, ResidentStore, Store
+from .stores import FileStore, ResidentStore, Store, sent
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ def batches(
     world: int = 1,
     pad: bool = False,
     device: str | torch.device = "cpu",
+    pin: bool = False,
 ) -> BatchStream:
     """Serve a dataset as batches of equal length.
 
@@ -56,6 +57,7 @@ def batches(
     drop_last  leave out a last batch that is not full
     resident   keep all features in memory, on `device`; False reads windows from the shards (CPU only)
     workers    threads that prepare batches ahead; the batches are the same
+    pin        hand batches of the CPU over in pinned memory, from which a GPU copies without being waited for
     rank, world, pad   this rank's share: disjoint. Shuffled ranks have equal length, for which up to world - 1 objects
                are left out of an epoch or, with `pad`, some are repeated; unshuffled ranks cover all objects once
 
@@ -80,7 +82,7 @@ def batches(
         store = FileStore(dataset, spec)
     stream = BatchStream(
         dataset, store, batch_size, gaussians, seed, shuffle, augment, queries, drop_last, workers, rank, world, pad,
-        spec.draw == "importance",
+        spec.draw == "importance", pin,
     )  # fmt: skip
     if not len(stream):
         cause = f"{len(dataset)} objects leave no batch of {batch_size} for {world} ranks"
@@ -117,13 +119,14 @@ class BatchStream:
         world: int,
         pad: bool,
         weighted: bool = False,
+        pin: bool = False,
     ):
         self.dataset, self.store = dataset, store
         self.batch_size, self.gaussians, self.queries = batch_size, gaussians, queries
         self.seed, self.shuffle, self.augment = seed, shuffle, augment
         self.drop_last, self.workers = drop_last, workers
         self.rank, self.world, self.pad = rank, world, pad
-        self.weighted = weighted
+        self.weighted, self.pin = weighted, pin
         self.short = int((dataset.counts < gaussians).sum())
         self._uids = np.array([draws.key(uid) for uid in dataset.uids], dtype=np.uint64)
         self._part_mask = torch.zeros(len(dataset.class_names), max(dataset.n_parts, 1), dtype=torch.bool)
@@ -192,15 +195,16 @@ class BatchStream:
             queries, parts = store.surface(objects, first, count)
             if self.queries == "all":
                 beyond = torch.arange(count)[None] >= torch.from_numpy(lengths)[:, None]
-                parts = parts.masked_fill(beyond.to(parts.device), -1)
-            mask = self._part_mask[labels].to(store.device)
+                parts = parts.masked_fill(sent(beyond, parts.device), -1)
+            mask = sent(self._part_mask[labels], store.device)
         if self.augment is not None and not self.augment.idle:
             keys = self._uids[objects] ^ np.uint64(draws.key(self.seed, "augment", epoch))
-            moves = moves_of(self.augment, torch.from_numpy(draws.uniforms(keys, DRAWS))).to(store.device)
+            moves = moves_of(self.augment, sent(torch.from_numpy(draws.uniforms(keys, DRAWS)), store.device))
             points = move_points(points, moves, constants)
             queries = None if queries is None else move_positions(queries, moves)
         uids = tuple(dataset.uids[i] for i in objects.tolist())
-        return Batch(points, labels.to(store.device), uids, queries, parts, mask, constants)
+        batch = Batch(points, sent(labels, store.device), uids, queries, parts, mask, constants)
+        return batch.pinned() if self.pin else batch
 
     def _starts(self, objects: np.ndarray, counts: np.ndarray, name: str, epoch: int) -> np.ndarray:
         """First row of each object's window: uniform over its rows in training, 0 in evaluation."""
@@ -218,7 +222,9 @@ def has_fields(dataset: SplatDataset, spec: FeatureSpec) -> None:
         here = ", ".join(dataset.info.fields)
         cause = f"its objects are points with {here}; the features embed {', '.join(spec.embed)}"
         cause += f" and group by {', '.join(spec.group)}"
-        raise InputError(dataset.path, cause, f"use an encoder of {here}: --spec.embed {' '.join(dataset.info.fields)}")
+        flags = [f"--spec.{name} {' '.join(dataset.info.fields)}" for name in ("embed", "group")
+                 if not set(getattr(spec, name)).issubset(dataset.info.fields)]  # fmt: skip
+        raise InputError(dataset.path, cause, f"use an encoder of {here}: {' '.join(flags)}")
 
 
 def _has_parts(dataset: SplatDataset) -> None:

@@ -38,3 +38,9 @@ class Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         movable = {k: v for k, v in values.items() if isinstance(v, Tensor | Normalization)}
         return replace(self, **{k: v.to(device, non_blocking=non_blocking) for k, v in movable.items()})
+
+    def pinned(self) -> Batch:
+        """The same batch in memory that a GPU copies from without being waited for."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {k: v.pin_memory() for k, v in values.items() if isinstance(v, Tensor | Normalization)}
+        return replace(self, **tensors)

@@ -29,7 +29,8 @@ class FeatureSpec(Config):
     group: tuple[str, ...] = ("means",)
     """fields that farthest point sampling and the neighbourhoods use, G(.)"""
     normalize: tuple[str, ...] = Field(default=ALL, validate_default=True)
-    """fields mapped to the unit ball; means always are, and shapes where they are used: scales then are not"""
+    """fields mapped to the unit ball; means always are, and shapes where they are used: scales then are not, even if
+    named, for shapes are made of scales as they are"""
     draw: Literal["uniform", "importance"] = "uniform"
     """how the Gaussians of an object are drawn: all alike, or with probability by opacity times volume^0.1"""
 
@@ -108,6 +109,11 @@ class Normalization:
         """The same constants on another device."""
         tensors = (f.name for f in fields(self) if f.name != "normalize")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in tensors})
+
+    def pin_memory(self) -> Normalization:
+        """The same constants in memory that a GPU copies from without being waited for."""
+        tensors = (f.name for f in fields(self) if f.name != "normalize")
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in tensors})
 
     def linear_scales(self, points: Tensor) -> Tensor:
         """Standard deviations in radii of the splats, [B, ..., 3], of rows [B, ..., >= 14] of B splats (or of one)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,18 @@ def accuracies(counts: Tensor) -> tuple[float, float]:
     right, total = counts.diagonal().double(), counts.sum(dim=1).double()
     present = total > 0
     return float(right.sum() / total.sum()), float((right[present] / total[present]).mean())
+
+
+def classification(counts: Tensor, loss: float, predicted: dict[str, int]) -> dict[str, Any]:
+    """What is said of a classification, by plain values.
+
+    counts     its confusion matrix
+    loss       mean over the objects
+    predicted  uid -> class
+    """
+    overall, by_class = accuracies(counts)
+    return {"accuracy": overall, "class_accuracy": by_class, "loss": loss, "objects": int(counts.sum()),
+            "confusion": counts.tolist(), "predicted": predicted}  # fmt: skip
 
 
 @dataclass(frozen=True)

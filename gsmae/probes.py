@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .batch import Batch
 from .errors import GsmaeError
@@ -54,13 +55,18 @@ class Probe:
         return np.asarray(self.classifier.predict(vectors), dtype=np.int64)
 
 
+def feature(tokens: Tensor) -> Tensor:
+    """The feature of an object: maximum, then mean, over its tokens: [..., G, D] -> [..., 2 D] float32."""
+    return torch.cat([tokens.max(dim=-2).values, tokens.mean(dim=-2)], dim=-1).float()
+
+
 @torch.no_grad()
 def features(encoder: Encoder, batches: Iterable[Batch]) -> Features:
     """One vector per object, in the order of the batches; the encoder should be in evaluation mode."""
     vectors, labels, uids = [], [], []
     for batch in batches:
         tokens = encoder(batch.points).tokens
-        vectors.append(torch.cat([tokens.max(dim=1).values, tokens.mean(dim=1)], dim=1).float().cpu().numpy())
+        vectors.append(feature(tokens).cpu().numpy())
         labels.append(batch.labels.cpu().numpy())
         uids += batch.uids
     if not uids:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .batch import Batch
 from .features import FeatureSpec
-from .metrics import accuracies, confusion, part_iou
+from .metrics import classification, confusion, part_iou
 from .models import (
     Classifier,
     ClassifierConfig,
@@ -120,10 +120,7 @@ class Classify(Plain):
             answers |= dict(zip(batch.uids, predicted.tolist(), strict=True))
         if counts is None:
             raise ValueError("no objects to measure")
-        overall, mean = accuracies(counts)
-        objects = int(counts.sum())
-        return {"accuracy": overall, "class_accuracy": mean, "loss": loss / objects, "objects": objects,
-                "confusion": counts.tolist(), "predicted": answers}  # fmt: skip
+        return classification(counts, loss / int(counts.sum()), answers)
 
 
 class PointNet2Classify(Classify):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .batch import Batch
-from .metrics import accuracies, confusion
+from .metrics import classification, confusion
 
 
 def voted(model: nn.Module, looks: Iterable[Iterable[Batch]]) -> dict[str, Any]:
@@ -38,8 +38,5 @@ def voted(model: nn.Module, looks: Iterable[Iterable[Batch]]) -> dict[str, Any]:
     truth = torch.tensor([labels[uid] for uid in sorted(sums)])
     predicted = mean.argmax(dim=1)
     counts = confusion(truth, predicted, mean.shape[1])
-    overall, by_class = accuracies(counts)
-    loss = float(F.cross_entropy(mean, truth))
     answers = dict(zip(sorted(sums), predicted.tolist(), strict=True))
-    return {"accuracy": overall, "class_accuracy": by_class, "loss": loss, "objects": len(sums), "votes": votes,
-            "confusion": counts.tolist(), "predicted": answers}  # fmt: skip
+    return {**classification(counts, float(F.cross_entropy(mean, truth)), answers), "votes": votes}

@@ -12,6 +12,7 @@ from .errors import InputError, nearest_name
 from .features import FeatureSpec
 from .models import Classifier, Encoder, GaussianLatent, GaussianMAE, PointNet2, Segmenter
 from .tasks import TASKS
+from .training import TrainConfig
 from .weights import load_weights
 
 
@@ -38,6 +39,16 @@ class Trained:
         if isinstance(self.model, PointNet2):
             raise InputError(self.path, f"a '{self.task}' network has no encoder", "name another run")
         return self.model.encoder
+
+    @property
+    def train(self) -> TrainConfig:
+        """How it was trained; a converted model says nothing, and has the defaults."""
+        return from_mapping(TrainConfig, self.state.get("train", {}), self.path / "state.json")
+
+    @property
+    def weights_hash(self) -> str:
+        """The sha256 of the weights."""
+        return self.state["sha256"][checkpoint.WEIGHTS]
 
 
 def load_trained(path: str | Path) -> Trained:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,13 +15,14 @@ from gsmae import checkpoint, recipes, zoo
 from gsmae.config import digest
 from gsmae.errors import InputError
 from gsmae.files import read_json, sha256, write_json
+from gsmae.locks import only_writer
 from gsmae.models import Classifier
 from gsmae.probes import Features, fit_few
 from gsmae.tasks import TASKS
 from gsmae.training import train
 from gsmae.weights import load_weights
 
-from .inputs import augmentation, device_named, stream_of
+from .inputs import alone, augmentation, device_named, placed, stream_of
 from .kept import kept_result
 from .probing import seen_by
 from .runs import TrainArguments, inherited, parse_run, versions
@@ -87,6 +89,7 @@ def fewshot(argv: list[str]) -> Outcome:
     from data.folds import check_folds, read_folds
 
     a = parse_run(FewshotArguments, "fewshot", "classify", argv)
+    alone("fewshot")
     drawn = read_folds(a.folds)
     check_folds(drawn, a.folds, a.data)
     init = zoo.load_trained(a.init) if a.init else None
@@ -96,36 +99,39 @@ def fewshot(argv: list[str]) -> Outcome:
     if init:
         model = model.model_copy(update={"encoder": inherited(a, "classify", init)})
     spec = init.spec if init else a.run.spec
-    weights = init.state["sha256"]["weights.safetensors"][:12] if init else None
+    pack = SplatDataset(a.data).fingerprint[:12]
     identity = {
-        "folds": sha256(a.folds)[:12], "data": SplatDataset(a.data).fingerprint[:12], "protocol": a.protocol,
-        "init": weights, "config": digest(type(a.run)(spec=spec, model=model, train=config)),
-    }  # fmt: skip
+        "folds": sha256(a.folds)[:12],
+        "data": pack,
+        "protocol": a.protocol,
+        "init": init.weights_hash[:12] if init else None,
+        "config": digest(type(a.run)(spec=spec, model=model, train=config)),
+    }
+    with only_writer(a.out, "process", does="learns from folds", keep=True):
+        return _all_folds(a, drawn, identity, lambda fold, place: _one_fold(a, fold, place, init, spec, model, pack))
+
+
+def _all_folds(a: Any, drawn: Any, identity: dict[str, Any], measure: Callable[[Any, Path], dict[str, Any]]) -> Outcome:
+    """Every fold that has no result yet, and what comes out of all."""
     kept = a.out / "fewshot.json"
-    before = kept_result(kept, identity, "test", a.again)
+    if a.again:  # once, and then as ever: what is stopped after this goes on without --again
+        kept.unlink(missing_ok=True)
+        for place in a.out.glob("*way_*shot/fold_*"):
+            shutil.rmtree(place)
+    before = kept_result(kept, identity, "test", False)
     if before:
         return _shown(before, a.as_json)
     results = []
     for fold in drawn.folds:
         place = a.out / f"{fold.ways}way_{fold.shots}shot" / f"fold_{fold.number:02d}"
         begun, done = place / "fold.json", place / "result.json"
-        if begun.exists() and read_json(begun) != identity and not a.again:
+        if begun.exists() and read_json(begun) != identity:
             raise InputError(place, "holds a fold of another run", "choose another --out; --again reads test once more")
-        if begun.exists() and done.exists() and not a.again:
-            results.append(read_json(done))
-            continue
-        write_json(begun, identity)
-        whole = SplatDataset(a.data, classes=fold.classes)
-        teach, ask = whole.take(fold.train), whole.take(fold.test)
-        if a.protocol == "full":
-            sized = model.model_copy(update={"classes": fold.ways})
-            accuracy = _tuned(a, place, init, spec, sized, teach, ask)
-        else:
-            assert init is not None
-            accuracy = _probed(a, init, teach, ask, config.seed)
-        result = {"ways": fold.ways, "shots": fold.shots, "number": fold.number}
-        results.append({**result, "accuracy": accuracy, "objects": len(ask)})
-        write_json(done, results[-1])
+        if not (begun.exists() and done.exists()):
+            write_json(begun, identity)
+            settings = {"ways": fold.ways, "shots": fold.shots, "number": fold.number}
+            write_json(done, {**settings, **measure(fold, place)})
+        results.append(read_json(done))
     settings = {}
     for ways, shots in drawn.settings():
         found = [r["accuracy"] for r in results if (r["ways"], r["shots"]) == (ways, shots)]
@@ -136,22 +142,40 @@ def fewshot(argv: list[str]) -> Outcome:
     return _shown({**result, "read": "now"}, a.as_json)
 
 
-def _tuned(a: Any, place: Path, init: Any, spec: Any, model_config: Any, teach: Any, ask: Any) -> float:
+def _one_fold(
+    a: Any, fold: Any, place: Path, init: zoo.Trained | None, spec: Any, model: Any, pack: str
+) -> dict[str, Any]:
+    from data.datasets import SplatDataset
+
+    whole = SplatDataset(a.data, classes=fold.classes)
+    teach, ask = whole.take(fold.train), whole.take(fold.test)
+    if a.protocol == "full":
+        sized = model.model_copy(update={"classes": fold.ways})
+        accuracy = _tuned(a, place, init, spec, sized, teach, ask, pack)
+    else:
+        assert init is not None
+        accuracy = _probed(a, init, teach, ask, a.run.train.seed)
+    return {"accuracy": accuracy, "objects": len(ask)}
+
+
+def _tuned(a: Any, place: Path, init: Any, spec: Any, model_config: Any, teach: Any, ask: Any, pack: str) -> float:
     """Accuracy after fine-tuning on one fold; the checkpoints are only kept until then."""
     config, device = a.run.train, device_named(a.device)
-    for folder in checkpoint.steps(place) if a.again else ():
-        shutil.rmtree(folder)
     model = Classifier(model_config, spec, generator=torch.Generator().manual_seed(config.seed))
     if init:
         load_weights(model.encoder, init.encoder.state_dict()).require(init.path)
     header = {"task": "classify", "spec": spec.model_dump(mode="json"), "model": model_config.model_dump(mode="json"),
-              "classes": list(teach.class_names), "parts": [], "versions": versions()}  # fmt: skip
+              "classes": list(teach.class_names), "parts": [],
+              "data": {"path": str(a.data), "hash": pack}, "init": str(init.path) if init else None,
+              "init_weights": init.weights_hash if init else None, "versions": versions()}  # fmt: skip
     drop = len(teach) >= config.batch_size
-    stream = stream_of(teach, spec, config, augmentation(config.augment), None, drop_last=drop)
+    where = placed([teach, ask], device)
+    stream = stream_of(teach, spec, config, augmentation(config.augment), None, where, drop_last=drop)
     task = TASKS["classify"]()
-    train(task, model, stream, None, config, place, header, device)
+    report = train(task, model, stream, None, config, place, header, device)
+    model.load_state_dict(checkpoint.load(place / report.best).weights)  # their average, where one was asked for
     with torch.no_grad():
-        asked = stream_of(ask, spec, config, None, None)
+        asked = stream_of(ask, spec, config, None, None, where)
         metrics = task.evaluate(model.eval(), (batch.to(device) for batch in asked.epoch(0)))
     for folder in checkpoint.steps(place):
         shutil.rmtree(folder)

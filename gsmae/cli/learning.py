@@ -10,16 +10,15 @@ import torch
 import tyro
 
 from gsmae import recipes, zoo
-from gsmae.config import from_mapping
 from gsmae.errors import InputError, nearest_name
 from gsmae.features import FeatureSpec
 from gsmae.files import write_json
 from gsmae.tasks import TASKS, Segment
-from gsmae.training import TrainConfig, processes, train
+from gsmae.training import processes, train
 from gsmae.voting import voted
 from gsmae.weights import load_weights
 
-from .inputs import Device, augmentation, device_named, share_of_batch, stream_of
+from .inputs import Device, alone, augmentation, device_named, placed, share_of_batch, stream_of
 from .kept import home, kept_result, shown
 from .matches import no_empty_class, part_names, same_classes
 from .runs import TrainArguments, inherited, open_run, parse_run, versions
@@ -73,6 +72,10 @@ FINETUNE: dict[str, type[ClassifyArguments] | type[SegmentArguments] | type[Poin
 def pretrain(argv: list[str]) -> Outcome:
     """gsmae pretrain"""
     a = parse_run(PretrainArguments, "pretrain", "pretrain", argv)
+    latent, pieces = a.run.model.latent, a.run.train.accumulate * processes.world()
+    if a.run.model.objective == "latent" and latent.spread and pieces > 1:
+        cause = f"the spread is one of a whole batch, and batches are divided into {pieces}"
+        raise InputError(f"model.latent.spread {latent.spread:g}", cause, "train in one process without accumulate")
     return _run(a, "pretrain", a.run.spec, a.run.model, None)
 
 
@@ -117,6 +120,7 @@ class EvaluateArguments(Arguments):
 def evaluate(argv: list[str]) -> Outcome:
     """gsmae evaluate"""
     a = parse(EvaluateArguments, "evaluate", argv)
+    alone("evaluate")
     found = zoo.load_trained(a.run)
     if a.votes < 1 or a.votes > 1 and found.task in ("pretrain", "segment"):
         raise InputError(f"--votes {a.votes}", f"'{found.task}' does not vote" if a.votes > 1 else "at least 1")
@@ -128,15 +132,15 @@ def evaluate(argv: list[str]) -> Outcome:
     before = kept_result(kept, identity, a.split, a.again)
     if before:
         return shown(before, a.as_json)
-    config = from_mapping(TrainConfig, found.state.get("train", {}), found.path / "state.json")
-    device = device_named(a.device)
+    config, device = found.train, device_named(a.device)
     model, task = found.model.to(device), _task(found.task, dataset)
+    place = placed([dataset], device, surface=found.task == "segment")
     with torch.no_grad():
         if a.votes > 1:
-            stream = stream_of(dataset, found.spec, config, augmentation(config.augment), None)
+            stream = stream_of(dataset, found.spec, config, augmentation(config.augment), None, place)
             metrics = voted(model, ((b.to(device) for b in stream.epoch(vote)) for vote in range(a.votes)))
         else:
-            stream = stream_of(dataset, found.spec, config, None, "all" if found.task == "segment" else None)
+            stream = stream_of(dataset, found.spec, config, None, "all" if found.task == "segment" else None, place)
             metrics = task.evaluate(model, (b.to(device) for b in stream.epoch(0)))
     voting = f"scores averaged over {a.votes} random windows and moves ('{config.augment}')" if a.votes > 1 else "none"
     result = {**identity, "task": found.task, "classes": list(dataset.class_names), **metrics, "voting": voting}
@@ -174,7 +178,7 @@ def _run(a: Any, name: str, spec: FeatureSpec, model_config: Any, init: zoo.Trai
         "pack_classes": list(dataset.info.class_names), "left_out": left_out,
         "data": {"path": str(a.data), "hash": dataset.fingerprint[:12]},
         "init": str(init.path) if init else None,
-        "init_weights": init.state["sha256"]["weights.safetensors"] if init else None, "versions": versions(),
+        "init_weights": init.weights_hash if init else None, "versions": versions(),
     }  # fmt: skip
     queries = config.queries if name == "segment" else None
     drop = len(dataset) >= config.batch_size  # BatchNorm is not to see a last batch of a few
@@ -182,9 +186,10 @@ def _run(a: Any, name: str, spec: FeatureSpec, model_config: Any, init: zoo.Trai
     ranks = {"rank": processes.rank(), "world": processes.world()}
     if processes.rank() > 0:  # the first process speaks for all
         logging.getLogger().setLevel(logging.ERROR)
+    place = placed([*sets.values()], device, surface=queries is not None)
     streams = {
-        "train": stream_of(dataset, spec, share, moves, queries, drop_last=drop, **ranks),
-        "val": stream_of(sets["val"], spec, config, None, queries and "all"),
+        "train": stream_of(dataset, spec, share, moves, queries, place, drop_last=drop, **ranks),
+        "val": stream_of(sets["val"], spec, config, None, queries and "all", place),
     }
     open_run(a.out, type(a.run)(spec=spec, model=model_config, train=config), header)
     report = train(task, model, streams["train"], streams["val"], config, a.out, header, device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import tyro
 
@@ -14,6 +13,7 @@ from gsmae.errors import GsmaeError, InputError
 from gsmae.files import write_aside
 from gsmae.models import GaussianMAE
 from gsmae.ply import read_ply, write_ply
+from gsmae.probes import feature
 from gsmae.progress import bar
 
 from .verb import Arguments, Outcome, parse, plain
@@ -63,7 +63,7 @@ def reconstruct(argv: list[str]) -> Outcome:
 
 
 class EmbedArguments(Arguments):
-    """Features of splats: one row per object in a Parquet file, the mean and the maximum over its tokens."""
+    """Features of splats: one row per object in a Parquet file, maximum and mean over its tokens, as `probe` has it."""
 
     run: tyro.conf.Positional[Path]
     """run or checkpoint whose encoder to use"""
@@ -92,8 +92,7 @@ def embed(argv: list[str]) -> Outcome:
             except (GsmaeError, ValueError) as error:
                 failed[str(file)] = str(error)
                 continue
-            vector = torch.cat([tokens.mean(dim=0), tokens.max(dim=0).values])
-            rows.append({"path": str(file), "gaussians": len(splat), "vector": vector.numpy().astype(np.float32)})
+            rows.append({"path": str(file), "gaussians": len(splat), "vector": feature(tokens).numpy()})
     if not rows:
         raise InputError(files[0], f"none of {len(files)} splats could be embedded: {next(iter(failed.values()))}")
     schema = pa.schema([("path", pa.string()), ("gaussians", pa.int64()), ("vector", pa.list_(pa.float32()))])

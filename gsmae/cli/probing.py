@@ -9,16 +9,15 @@ import numpy as np
 import tyro
 
 from gsmae import zoo
-from gsmae.config import from_mapping
 from gsmae.errors import InputError
 from gsmae.files import write_json
+from gsmae.measurements import kept_file
 from gsmae.metrics import accuracies, confusion
 from gsmae.models import Encoder
 from gsmae.probes import Features, features, fit
 from gsmae.retrieval import measure, ranking, standardized
-from gsmae.training import TrainConfig
 
-from .inputs import Device, device_named, stream_of
+from .inputs import Device, alone, device_named, placed, stream_of
 from .kept import home, kept_result, shown
 from .verb import Arguments, Flag, Outcome, parse, plain
 
@@ -50,11 +49,15 @@ def probe(argv: list[str]) -> Outcome:
     from data.datasets import SplatDataset
 
     a = parse(ProbeArguments, "probe", argv)
+    alone("probe")
     found = zoo.load_trained(a.run)
     encoder = found.encoder
     sets = {split: SplatDataset(a.data, split=split) for split in dict.fromkeys(("train", "val", a.split))}
-    measured, kept = sets[a.split], home(found) / f"probe_{a.method}_{a.split}.json"
-    identity = {"checkpoint": found.path.name, "data": measured.fingerprint[:12], "split": a.split, "method": a.method}
+    measured, data = sets[a.split], sets[a.split].fingerprint[:12]
+    kept = kept_file(home(found), f"probe_{a.method}_{a.split}", data)
+    identity = {
+        "checkpoint": found.path.name, "data": data, "split": a.split, "method": a.method, "seed": a.seed
+    }  # fmt: skip
     before = kept_result(kept, identity, a.split, a.again)
     if before:
         return shown(before, a.as_json)
@@ -104,10 +107,11 @@ def retrieve(argv: list[str]) -> Outcome:
     from data.partial import partial_batches
 
     a = parse(RetrieveArguments, "retrieve", argv)
+    alone("retrieve")
     if not 0 < a.keep <= 1 or a.k < 1:
         raise InputError(f"--keep {a.keep} --k {a.k}", "keep is above 0 and at most 1, k at least 1")
     found = zoo.load_trained(a.run)
-    encoder, config = found.encoder, _config(found)
+    encoder, config = found.encoder, found.train
     gallery, asked = SplatDataset(a.data, split="train"), SplatDataset(a.data, split=a.split)
     kept = home(found) / f"retrieval_{a.split}.json"
     identity: dict[str, Any] = {
@@ -139,12 +143,8 @@ def retrieve(argv: list[str]) -> Outcome:
 def seen_by(found: zoo.Trained, encoder: Encoder, dataset: Any, device: str) -> Features:
     """The features of a dataset's objects, each seen once as in evaluation."""
     where = device_named(device)
-    stream = stream_of(dataset, found.spec, _config(found), None, None)
+    stream = stream_of(dataset, found.spec, found.train, None, None, placed([dataset], where))
     return features(encoder.to(where), (batch.to(where) for batch in stream.epoch(0)))
-
-
-def _config(found: zoo.Trained) -> TrainConfig:
-    return from_mapping(TrainConfig, found.state.get("train", {}), found.path / "state.json")
 
 
 def _shown(result: dict[str, Any], as_json: bool) -> Outcome:

@@ -18,6 +18,7 @@ from gsmae.reproduce.results import finished, measured
 from gsmae.reproduce.timing import Size, expected_seconds
 from gsmae.training import Interrupted
 
+from .inputs import alone
 from .verb import Arguments, Flag, Outcome, parse, plain
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ def reproduce(argv: list[str]) -> Outcome:
     if argv and argv[0] == "list":
         return Outcome({"tables": {n: plain(t) for n, t in TABLES.items()}}, 0, "--json" in argv, _tables())
     a = parse(ReproduceArguments, "reproduce", argv)
+    alone("reproduce")
     table, base, packs = read_table(a.table), read_base(a.config), _packs(a)
     data = {name: Data(pack.path, pack.fingerprint[:12]) for name, pack in packs.items()}
     made = plan(table, a.seeds, data, recipe=a.recipe, base=base, arms=a.limit_arms)

@@ -17,6 +17,7 @@ from ..errors import GsmaeError
 from ..features import FeatureSpec, expand
 from ..gaussians import columns
 from ..groups import rows, select
+from ..shares import Dropout
 
 
 class PointNet2Config(Config):
@@ -54,7 +55,8 @@ class PointNet2(nn.Module):
             self.first = _abstraction([len(self._given) + 3, a, a, b])
             self.second = _abstraction([b + 3, b, b, c])
             self.whole = _layers([c + 3, c, d, e], plain_last=False)
-            self.head = _layers([e, d, c, config.classes], plain_last=True, dropout=[config.dropout] * 2 + [0.0])
+            self.head = _layers([e, d, c, config.classes], plain_last=True)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, points: Tensor) -> Tensor:
         """Class scores [B, classes] of normalised Gaussians [B, N, 14]."""
@@ -67,7 +69,10 @@ class PointNet2(nn.Module):
             places, features = _abstract(layer, places, features, count, most, radius)
         assert features is not None
         x = self.whole(torch.cat([features, places], dim=-1).flatten(0, 1))
-        return self.head(x.unflatten(0, features.shape[:2]).amax(dim=1))
+        x = x.unflatten(0, features.shape[:2]).amax(dim=1)
+        for linear, norm in zip(self.head.lins, self.head.norms, strict=False):  # the last layer is linear alone
+            x = self.dropout(self.head.act(norm(linear(x))))
+        return self.head.lins[-1](x)
 
 
 def balls(places: Tensor, centers: Tensor, most: int, radius: float) -> Tensor:

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from data import SplatDataset
 from gsmae.cli import main
@@ -112,3 +113,72 @@ def test_the_supervised_baseline_is_trained_and_measured_by_the_same_commands(le
     assert found["task"] == "pointnet2" and 0 <= found["accuracy"] <= 1 and len(found["confusion"]) == 7
     call("probe", tmp_path / "pn2", lettered, code=3)
     assert "has no encoder" in capsys.readouterr().err
+
+
+def test_a_fold_is_asked_of_the_average_that_its_checkpoint_holds(mae, lettered, tmp_path, monkeypatch):
+    from gsmae import checkpoint
+    from gsmae.tasks import TASKS
+
+    drawn, asked, real = tmp_path / "folds.json", [], TASKS["classify"].evaluate
+
+    def evaluate(self, model, batches):
+        (folder,) = checkpoint.steps(next(tmp_path.glob("few/*/*")))
+        found = checkpoint.load(folder, with_optimizer=True)
+        same = [all(torch.equal(v, w[k]) for k, v in model.state_dict().items()) for w in (found.weights, found.live)]
+        asked.append(same)
+        return real(self, model, batches)
+
+    call("folds", lettered, "--out", drawn, "--ways", "2", "--shots", "2", "--queries", "1", "--folds", "1")
+    monkeypatch.setattr(TASKS["classify"], "evaluate", evaluate)
+    call("fewshot", lettered, drawn, "--init", mae, "--out", tmp_path / "few", *QUICK, "--train.ema", "0.9",
+         "--train.epochs", "3")  # fmt: skip
+    assert asked == [[True, False]]
+
+
+def test_again_deletes_what_was_kept_once(mae, lettered, tmp_path, capsys, monkeypatch):
+    """Stopped in the middle of --again, the rest is measured by the same command without it."""
+    from gsmae.cli import fewshot
+
+    drawn, out = tmp_path / "folds.json", tmp_path / "few"
+    call("folds", lettered, "--out", drawn, "--ways", "2", "--shots", "2", "--queries", "1", "--folds", "3")
+    command = ["fewshot", lettered, drawn, "--init", mae, "--out", out, "--protocol", "knn"]
+    call(*command)
+    real, seen = fewshot._probed, []
+
+    def stopping(*a):
+        seen.append(1)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(*a)
+
+    monkeypatch.setattr(fewshot, "_probed", stopping)
+    call(*command, "--again", code=130)
+    assert not (out / "fewshot.json").exists() and len(list(out.glob("*/*/result.json"))) == 1
+    found = result(capsys, *command)
+    assert found["read"] == "now" and len(seen) == 4
+
+
+def test_probes_of_two_packs_and_two_seeds_are_two_questions(mae, lettered, tmp_path, capsys):
+    result(capsys, "probe", mae, lettered, "--method", "svm", "--again")
+    call("probe", mae, lettered, "--method", "svm", "--seed", "1", code=3)
+    assert "seed 0, now 1" in capsys.readouterr().err
+    kept = mae / "probe_svm_test.json"
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "data": "0123456789ab"}))
+    found = result(capsys, "probe", mae, lettered, "--method", "svm")
+    assert found["read"] == "now" and json.loads(kept.read_text())["data"] == "0123456789ab"
+    assert result(capsys, "probe", mae, lettered, "--method", "svm")["read"] == "kept result"
+
+
+@pytest.mark.parametrize("verb", ["probe", "retrieve", "evaluate", "fewshot", "reproduce"])
+def test_a_verb_that_shares_no_work_refuses_torchrun(mae, lettered, tmp_path, capsys, monkeypatch, verb):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    words = {"fewshot": [lettered, tmp_path / "f.json", "--out", tmp_path], "reproduce": ["fusion", lettered]}
+    call(verb, *words.get(verb, [mae, lettered]), code=3)
+    assert f"start it as `gsmae {verb}`" in capsys.readouterr().err
+
+
+def test_the_spread_of_a_divided_batch_is_refused(lettered, tmp_path, capsys):
+    flags = ["--model.objective", "latent", "--model.latent.spread", "1", "--train.accumulate", "2"]
+    call("pretrain", lettered, "--out", tmp_path / "run", *QUICK, *flags, code=3)
+    assert "divided into 2" in capsys.readouterr().err and not (tmp_path / "run").exists()
