@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ _VIEWS_AT_ONCE = 4
 _ONLY = {"NUM_CHANNELS": "3", "BUILD_2DGS": "0", "BUILD_3DGUT": "0", "BUILD_RELOC": "0", "BUILD_ADAM": "0"}
 
 
+@cache
 def prepare() -> None:
     """Load gsplat, after compiling its kernels if nobody did on this machine; says so before and after.
 

@@ -136,6 +136,11 @@ def _runs(arm: Arm, seed: int, data: Mapping[str, Data], recipe: str, base: Base
         raise InputError(arm.name, "needs points instead of splats", "name their pack with --points")
     if arm.pretrained and (arm.finetune.get("spec") or arm.finetune.get("model", {}).get("encoder")):
         raise InputError(arm.name, "`finetune` names spec or model.encoder", "they come from pretraining: use `shared`")
+    for name in ("classify", "segment") if arm.pretrained else ():
+        own = getattr(base, name)
+        if own.get("spec") or own.get("model", {}).get("encoder"):
+            raise InputError("--config", f"`{name}` names spec or model.encoder, but '{arm.name}' is pretrained",
+                             "they come from pretraining: use `shared`")  # fmt: skip
     here, seeded = data[arm.input], {"train": {"seed": seed}}
     init = None
     if arm.pretrained:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..files import read_json
+from ..measurements import kept_file
 from .noise import Comparison, compare
 from .plan import Plan, Step, Wanted
 from .tables import METRICS, Arm
@@ -97,9 +98,9 @@ def finished(step: Step, runs: Path) -> bool:
 
 
 def measurement(step: Step, runs: Path) -> Path:
-    """The file that a step leaves when nothing is left to do for it."""
-    names = {"pretrain": SUMMARY, "probe": f"probe_{step.method}_test.json", "fewshot": "fewshot.json"}
-    return step.folder(runs) / names.get(step.kind, "evaluation_test.json")
+    """The file that a step leaves when nothing is left to do for it: of a probe, that of its pack."""
+    names = {"pretrain": "summary", "probe": f"probe_{step.method}_test", "fewshot": "fewshot"}
+    return kept_file(step.folder(runs), names.get(step.kind, "evaluation_test"), step.data.hash)
 
 
 def measured(step: Step, runs: Path) -> bool:

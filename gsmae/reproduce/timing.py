@@ -15,7 +15,8 @@ from ..batch import Batch
 from ..features import Normalization
 from ..gaussians import WIDTH
 from ..tasks import TASKS, Segment
-from ..training.optimizer import adamw
+from ..training.processes import Team
+from ..training.steps import Stepper
 from .plan import Step
 
 USUAL = {"ways": [5, 10], "shots": [10, 20], "folds": 10}  # of `gsmae folds`
@@ -65,15 +66,16 @@ def seconds_per_step(step: Step, size: Size, device: str) -> float:
     generator = torch.Generator().manual_seed(0)
     model = TASKS[kind].model(config.model.model_copy(update=own), spec, generator=generator).to(where).train()
     objects = train.batch_size if where == "cuda" else min(8, train.batch_size)
-    batch, optimizer, spent = _batch(objects, train, spec.normalize, generator).to(where), adamw(model, train), 0.0
-    with torch.random.fork_rng():
-        for _ in range(2):  # the first warms up
-            start = time.perf_counter()
-            task.loss(model, batch, torch.Generator(where).manual_seed(0))[0].backward()
-            optimizer.step()
-            if where == "cuda":
-                torch.cuda.synchronize()
-            spent = time.perf_counter() - start
+    batch, spent = _batch(objects, train, spec.normalize, generator).to(where), 0.0
+    pieces = max(1, round(train.accumulate * objects / train.batch_size))  # of about the size that they will have
+    alike = train.model_copy(update={"accumulate": pieces})
+    stepper = Stepper(task, model, alike, Team(where, train.precision), lambda: False)
+    for number in range(2):  # the first warms up
+        start = time.perf_counter()
+        stepper.take(batch, number, train.lr, 0.0)
+        if where == "cuda":
+            torch.cuda.synchronize()
+        spent = time.perf_counter() - start
     return spent * train.batch_size / objects
 
 

@@ -174,6 +174,30 @@ def test_the_time_of_every_kind_of_run_can_be_told_before_it_begins():
     assert all(isinstance(seconds, float) and seconds > 0 for seconds in told.values()), told
 
 
+def test_what_is_timed_is_the_step_that_will_be_taken(monkeypatch):
+    from gsmae.training.steps import Stepper
+
+    seen, real = [], Stepper.take
+
+    def take(self, batch, *a):
+        seen.append((len(batch), self.config.accumulate, self.config.precision))
+        return real(self, batch, *a)
+
+    monkeypatch.setattr(Stepper, "take", take)
+    train = {"gaussians": 32, "batch_size": 16, "accumulate": 4, "precision": "bf16"}
+    small = {"model": {"encoder": {"width": 12, "depth": 3, "heads": 3, "groups": 4, "group_size": 4}}, "train": train}
+    steps = planned({"name": "scratch", "pretrained": False}, base=Base(shared=small)).steps
+    (seconds,) = expected_seconds(steps, {SPLATS.path: Size(train=40, classes=3, parts=0)}, "cpu")
+    assert isinstance(seconds, float) and seen == [(8, 2, "bf16")] * 2  # pieces of four, as in the run
+
+
+def test_a_configuration_that_pretraining_decides_is_refused_and_not_dropped():
+    base = Base(classify={"model": {"encoder": {"width": 12}}})
+    told = {cell.arm.name: cell.problem for cell in planned(
+        {"name": "pretrained"}, {"name": "scratch", "pretrained": False}, base=base).cells}  # fmt: skip
+    assert "`classify` names spec or model.encoder" in told["pretrained"] and not told["scratch"]
+
+
 def test_noise_by_hand():
     assert mean_std([1.0, 2.0, 6.0]) == (3.0, pytest.approx(math.sqrt(7)))
     assert mean_std([4.0]) == (4.0, None)

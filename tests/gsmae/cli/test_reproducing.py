@@ -200,3 +200,17 @@ def test_the_papers_number_stands_beside_ours_only_on_the_papers_data(place, who
     result = table(tmp_path, tmp_path, "--seeds", "0", name="paper")
     assert result["dataset"] == "modelnet10" and result["arms"][0]["paper"] == 95.37
     assert "| 95.37 |" in (tmp_path / "paper" / "table.md").read_text()
+
+
+def test_a_probe_of_another_pack_is_measured_and_not_taken_from_the_first(place, tmp_path):
+    """Two packs of one pretraining in one folder: each has its own number."""
+    call("pack", objects(tmp_path / "objects", 16), "--source", "folder", "--out", tmp_path / "other", "--val", "0.25")
+    flags = ["--recipe", "tiny", "--config", place / "tiny.yaml", "--device", "cpu", "--out", tmp_path / "out",
+             "--seeds", "0", "--limit-arms", "frozen", "--pretrain-data", place / "pack"]  # fmt: skip
+    found = []
+    for pack in (place / "pack", tmp_path / "other"):
+        call("reproduce", place / "mine.yaml", pack, *flags)
+        (arm,) = json.loads((tmp_path / "out" / "mine" / "table.json").read_text())["arms"]
+        found.append(arm["seeds"][0])
+    assert [f["objects"] for f in found] == [6, 8] and found[0]["run"] == found[1]["run"]
+    assert len(list((tmp_path / "out" / "runs" / found[0]["run"]).glob("probe_knn_test*.json"))) == 2
