@@ -13,6 +13,7 @@ from pydantic import Field
 from gsmae.config import Config
 from gsmae.errors import GsmaeError
 
+from ..faults import is_out_of_memory
 from ..formats.assets import Limits
 
 J = TypeVar("J")
@@ -76,14 +77,6 @@ def within_memory(
                 break
         yield from ((job, result, allowed) for job, result in zip(some, results, strict=True))
         at += len(some)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was short: of a GPU, or of the machine."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
 
 
 def _let_go() -> None:

@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .failures import NoWorkers, OverLimit, WorkerDied
 from .local import local
 from .ray import on_ray
 from .resources import RayOptions, Resources, SlurmOptions
 from .slurm import on_slurm
-from .worker import OverLimit, WorkerDied
 
 # name -> (work, jobs, resources, tick) -> iterator of (job, result or error), each job once, in any order.
 # `work` and the jobs are picklable; a job may be several objects. `tick` is called now and then while nothing ends.
 ENGINES: dict[str, Callable[..., Iterator[tuple[Any, Any]]]] = {"local": local, "ray": on_ray, "slurm": on_slurm}
 
-__all__ = ["ENGINES", "OverLimit", "RayOptions", "Resources", "SlurmOptions", "WorkerDied"]
+__all__ = ["ENGINES", "NoWorkers", "OverLimit", "RayOptions", "Resources", "SlurmOptions", "WorkerDied"]

@@ -1,4 +1,4 @@
-"""The engine of one machine: a process per core, watched one by one."""
+"""The engine of one machine: a process per core, or two per GPU, watched one by one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TypeVar
 
 from gsmae.errors import GsmaeError
 
-from .resources import Resources
-from .worker import LOOK, Starts, Worker, WorkerDied, caught
+from .failures import FRESH, Faults, Starts, WorkerDied
+from .resources import Resources, environment_of, next_gpu, side_by_side, visible_gpus
+from .worker import LOOK, Worker, caught
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -23,23 +24,30 @@ def local(
     """Work on this machine, one job per process; yields (job, result or error) as they are done.
 
     A worker that dies takes no other job with it; its own is tried again after all others, `resources.tries` times in
-    all, then its result is WorkerDied. A worker over a limit is ended, and the job's result is OverLimit.
+    all, then its result is WorkerDied. A worker over a limit is ended, and the job's result is OverLimit. One that has
+    met a fault of its GPU is replaced and the job tried once more; raises NoWorkers where that happens again and again.
     """
+    faults = Faults()
     if resources.workers == 0:
         if resources.seconds or resources.memory:
             raise GsmaeError("limits of time and memory need a worker process: --workers 1")
         with _small_operations():
             for job in jobs:
-                yield job, caught(work, job)
+                value = caught(work, job)
+                faults.found(value, "", 1)
+                yield job, value
         return
+    gpus = visible_gpus() if resources.device == "cuda" else []
+    most = side_by_side(resources.device, resources.workers, len(gpus))
     waiting = deque((job, 1) for job in jobs)
     workers: list[Worker] = []
     tries: dict[Worker, int] = {}
     starts = Starts()
     try:
         while waiting or any(worker.job is not None for worker in workers):
-            while len(workers) < min(resources.workers, len(workers) + len(waiting)):
-                workers.append(Worker(work))
+            while len(workers) < min(most, len(workers) + len(waiting)):
+                gpu = next_gpu(gpus, [worker.gpu for worker in workers]) if gpus else ""
+                workers.append(Worker(work, environment_of(gpu, -(-most // len(gpus))) if gpus else None))
             for worker in workers:
                 if worker.ready and worker.job is None and waiting:
                     job, tries[worker] = waiting.popleft()
@@ -51,7 +59,14 @@ def local(
                     if worker.connection.poll():
                         got, value = worker.take()
                         starts.came_up()
-                        if got:
+                        if got and faults.found(value, worker.gpu, tries[worker]):
+                            workers.remove(worker)
+                            worker.end()
+                            if tries[worker] < FRESH:
+                                waiting.append((job, tries[worker] + 1))
+                            else:
+                                yield job, value
+                        elif got:
                             worker.job = None
                             yield job, value
                     elif job is not None and (error := worker.over(resources)) is not None:

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 from gsmae.errors import GsmaeError
 
-from .resources import Resources
-from .worker import Seat, WorkerDied
+from .failures import WorkerDied
+from .resources import SHARED_BY, Resources
+from .worker import Seat
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -108,4 +109,5 @@ def _slots(ray: Any, cpus: float, gpus: float) -> int:
 def _do(work: Callable[[Any], Any], job: Any, resources: Resources, key: str) -> Any:
     """In a Ray worker: the job, by a child that is kept for the next job of the same build on the same GPUs."""
     once = resources.model_copy(update={"tries": 1})
-    return _seat.do(work, job, once, (key, os.environ.get("CUDA_VISIBLE_DEVICES")))
+    sharing = round(1 / resources.ray.gpus) if 0 < resources.ray.gpus < 1 else 1
+    return _seat.do(work, job, once, (key, os.environ.get("CUDA_VISIBLE_DEVICES")), {SHARED_BY: str(sharing)})

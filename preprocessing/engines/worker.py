@@ -8,58 +8,38 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
-from gsmae.errors import GsmaeError
-
-from .resources import Resources
+from .failures import FRESH, Faults, OverLimit, Starts, WorkerDied
+from .resources import SHARED_BY, Resources
 
 LOOK = 0.2  # seconds between two looks at a worker's memory and time
 PAGE = os.sysconf("SC_PAGE_SIZE")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-class WorkerDied(GsmaeError):
-    """The worker process ended while it worked on this job: killed, out of memory, or crashed."""
-
-    def __init__(self, tries: int, what: str):
-        self.tries, self.what = tries, what
-        super().__init__(f"the worker process died {'each time of' if tries > 1 else 'on'} {tries} ({what})")
-
-    def __reduce__(self):
-        return type(self), (self.tries, self.what)
-
-
-class OverLimit(GsmaeError):
-    """A worker was ended because its job was over a limit: `kind` is "timeout" or "memory"."""
-
-    def __init__(self, kind: str, reason: str):
-        self.kind = kind
-        super().__init__(reason)
-
-    def __reduce__(self):
-        return type(self), (self.kind, str(self))
-
-
 class Worker:
     """The parent's end of a worker process.
 
     work   a picklable function, sent once
+    given  environment variables for it, set before anything of CUDA starts there
     job    what it works on, None while it has nothing to do
     ready  whether the process has come up
     """
 
-    def __init__(self, work: Callable[[Any], Any]):
+    def __init__(self, work: Callable[[Any], Any], given: Mapping[str, str] | None = None):
         # a process that has loaded torch and nothing else is forked from: a new worker is there at once, and they
         # share that memory
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["preprocessing.building.objects", "preprocessing.building.jobs"])
         self.connection, theirs = context.Pipe()
-        seen = {name: value for name, value in os.environ.items() if name.startswith(("CUDA_", "ROCR_", "HIP_"))}
+        passed = ("CUDA_", "ROCR_", "HIP_", SHARED_BY)
+        seen = {name: value for name, value in os.environ.items() if name.startswith(passed)} | dict(given or {})
+        self.gpu = seen.get("CUDA_VISIBLE_DEVICES", "")
         self.process = context.Process(target=_serve, args=(theirs, work, seen), daemon=True)
         before = {name: os.environ.get(name) for name in ONE_THREAD}
         os.environ.update(ONE_THREAD)  # read when its libraries load, which may be before our first line there
@@ -90,9 +70,10 @@ class Worker:
 
     def over(self, resources: Resources) -> OverLimit | None:
         """What limit its job is over, if any."""
-        took = time.monotonic() - self.since
-        if resources.seconds and took > resources.seconds:
-            return OverLimit("timeout", f"timeout: not done after {resources.seconds:g} s")
+        seconds = resources.seconds * (len(self.job) if isinstance(self.job, tuple) else 1)
+        seconds = min(seconds or resources.longest, resources.longest or seconds)
+        if seconds and time.monotonic() - self.since > seconds:
+            return OverLimit("timeout", f"timeout: not done after {seconds:g} s")
         if resources.memory and _resident(self.process.pid) > resources.memory:
             return OverLimit("memory", f"memory: the worker holds more than {resources.memory / 2**30:.3g} GB")
         return None
@@ -109,50 +90,33 @@ class Worker:
         return signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
 
 
-class NoWorkers(GsmaeError):
-    """Worker processes cannot be started at all."""
-
-    def __init__(self, how: str):
-        self.how = how
-        super().__init__(
-            f"worker processes cannot start ({how}); a script that builds needs `if __name__ == '__main__':` around it"
-        )
-
-    def __reduce__(self):
-        return type(self), (self.how,)
-
-
-class Starts:
-    """Counts workers that died before they came up, and gives up after five in a row."""
-
-    def __init__(self) -> None:
-        self.failed = 0
-
-    def came_up(self) -> None:
-        self.failed = 0
-
-    def died(self, how: str) -> None:
-        self.failed += 1
-        if self.failed == 5 or how.startswith("exit code"):
-            raise NoWorkers(how)
-
-
 class Seat:
     """One worker at a time, for a process that is itself a worker of somebody else's engine."""
 
     def __init__(self) -> None:
         self.worker: Worker | None = None
         self.key: Any = None
+        self.faults = Faults()
 
-    def do(self, work: Callable[[Any], Any], job: Any, resources: Resources, key: Any = None) -> Any:
-        """The job's result or error; the worker is kept while `key` (the build, its GPUs) stays the same."""
-        how, starts = "", Starts()
+    def do(
+        self,
+        work: Callable[[Any], Any],
+        job: Any,
+        resources: Resources,
+        key: Any = None,
+        given: Mapping[str, str] | None = None,
+    ) -> Any:
+        """The job's result or error; the worker is kept while `key` (the build, its GPUs) stays the same.
+
+        A job that ends with a fault of the GPU is tried once more, in a fresh process. Raises NoWorkers.
+        """
+        how, starts, died, faulty = "", Starts(), 0, 0
         if self.worker is not None and key != self.key:
             self.leave()
-        for _ in range(resources.tries):
+        while died < resources.tries:
             while True:
                 if self.worker is None:
-                    self.worker, self.key = Worker(work), key
+                    self.worker, self.key = Worker(work, given), key
                 worker = self.worker
                 try:
                     while not worker.ready:
@@ -162,22 +126,33 @@ class Seat:
                     starts.died(self.leave())
             worker.give(job)
             try:
-                while True:
-                    if worker.connection.poll(LOOK):
-                        got, value = worker.take()
-                        if got:
-                            return value
-                    elif (error := worker.over(resources)) is not None:
-                        self.leave()
-                        return error
+                value = _watched(worker, resources)
             except EOFError:
-                how = self.leave()
+                how, died = self.leave(), died + 1
+                continue
+            faulty += 1
+            fault = self.faults.found(value, worker.gpu, faulty)
+            if fault or isinstance(value, OverLimit):
+                self.leave()
+            if not fault or faulty >= FRESH:
+                return value
         return WorkerDied(resources.tries, how)
 
     def leave(self) -> str:
         """End the worker; returns how it ended."""
         worker, self.worker = self.worker, None
         return worker.end() if worker is not None else ""
+
+
+def _watched(worker: Worker, resources: Resources) -> Any:
+    """The result of the worker's job, or the limit that it is over; EOFError where the worker died."""
+    while True:
+        if worker.connection.poll(LOOK):
+            got, value = worker.take()
+            if got:
+                return value
+        elif (error := worker.over(resources)) is not None:
+            return error
 
 
 def caught(work: Callable[[Any], Any], job: Any) -> Any:

@@ -13,6 +13,7 @@ from preprocessing.building import objects
 from preprocessing.building.limits import ObjectLimits, OutOfMemory, within_memory
 from preprocessing.engines import OverLimit, Resources
 from preprocessing.engines.local import local
+from preprocessing.engines.worker import Worker
 from preprocessing.profiles import BuildConfig, FitConfig
 
 MICRO = BuildConfig(
@@ -21,36 +22,61 @@ MICRO = BuildConfig(
 )  # fmt: skip
 
 
-def greedy(job: str) -> str:
-    if job == "hog":
+def greedy(job: tuple[str, ...]) -> str:
+    if job[0] == "hog":
         kept = b"x" * (700 << 20)  # written to, so that it is really held
         time.sleep(600)
         del kept
-    if job == "hang":
+    if job[0] == "hang":
         time.sleep(600)
-    return job
+    return job[0]
 
 
 @pytest.mark.parametrize(
     ("job", "limits", "told"),
-    [("hang", {"seconds": 3}, "timeout: not done after 3 s"), ("hog", {"memory": 700 << 20}, "memory: .* 0.684 GB")],
+    [("hang", {"seconds": 1}, "timeout: not done after 2 s"), ("hog", {"memory": 700 << 20}, "memory: .* 0.684 GB")],
 )
 def test_a_worker_over_a_limit_is_ended_and_the_others_go_on(job, limits, told):
-    results = dict(local(greedy, ["a", job, "b"], Resources(workers=1, **limits)))
-    assert (results["a"], results["b"]) == ("a", "b")
-    over = results[job]
+    a, bad, b = ("a",) * 600, (job,) * 2, ("b",) * 600  # a job of 600 objects has 600 times the time
+    results = dict(local(greedy, [a, bad, b], Resources(workers=1, **limits)))
+    assert (results[a], results[b]) == ("a", "b")
+    over = results[bad]
     assert isinstance(over, OverLimit) and re.search(told, str(over)) and over.kind == told.partition(":")[0]
+
+
+@pytest.mark.parametrize(("seconds", "longest", "allowed"), [(2, 0, 6), (2, 5, 5), (0, 5, 5), (1, 5, 3)])
+def test_a_job_may_take_the_time_of_its_objects_but_no_longer_than_any_job(seconds, longest, allowed, monkeypatch):
+    worker = Worker(greedy)
+    worker.job, worker.since = ("a", "b", "c"), 100.0
+    try:
+        monkeypatch.setattr(time, "monotonic", lambda: 99.9 + allowed)
+        assert worker.over(Resources(seconds=seconds, longest=longest)) is None
+        monkeypatch.setattr(time, "monotonic", lambda: 100.1 + allowed)
+        assert f"not done after {allowed} s" in str(worker.over(Resources(seconds=seconds, longest=longest)))
+    finally:
+        monkeypatch.undo()
+        worker.end()
+
+
+def test_the_time_limit_is_that_of_an_object_also_for_one_that_is_taken_out_of_its_batch(one_mesh, tmp_path):
+    report = build(one_mesh, tmp_path / "out", MICRO, workers=1, batch=64, limits=ObjectLimits(seconds=2), make=endless)
+    assert list(report.failures) == ["fit: timeout: not done after 2 s"]
 
 
 def test_limits_without_a_worker_process_are_refused():
     with pytest.raises(GsmaeError, match="--workers 1"):
-        list(local(greedy, ["a"], Resources(workers=0, seconds=1)))
+        list(local(greedy, [("a",)], Resources(workers=0, seconds=1)))
+
+
+def endless(item, out, config, patterns, seed, entered, limits) -> dict:
+    entered("fit")
+    time.sleep(600)
+    return {}
 
 
 def test_an_object_over_the_time_limit_fails_as_timeout_in_the_stage_where_it_was(one_mesh, tmp_path):
-    endless = MICRO.model_copy(update={"fit": MICRO.fit.model_copy(update={"iterations": 10**6, "patience": 10**6})})
-    report = build(one_mesh, tmp_path / "out", endless, workers=1, limits=ObjectLimits(seconds=8))
-    assert report.failed == 1 and next(iter(report.failures)).startswith("fit: timeout: not done after 8 s")
+    report = build(one_mesh, tmp_path / "out", MICRO, workers=1, limits=ObjectLimits(seconds=2), make=endless)
+    assert report.failed == 1 and next(iter(report.failures)).startswith("fit: timeout: not done after 2 s")
     record = read_json(tmp_path / "out" / "records" / "chair" / "foldingChair.json")
     assert (record["failure"], record["attempts"]) == ("timeout", 1)
     assert "timeout" in (tmp_path / "out" / "quarantine" / "chair" / "foldingChair.txt").read_text()

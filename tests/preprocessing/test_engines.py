@@ -1,6 +1,9 @@
 import multiprocessing
 import os
+import pickle
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,8 +12,12 @@ from pathlib import Path
 import pytest
 
 from gsmae.errors import GsmaeError
-from preprocessing.engines import ENGINES, Resources, SlurmOptions, WorkerDied
+from preprocessing.engines import ENGINES, NoWorkers, Resources, SlurmOptions, WorkerDied
+from preprocessing.engines.failures import Faults
 from preprocessing.engines.local import local
+from preprocessing.engines.resources import next_gpu, side_by_side, visible_gpus, workers_of_this_gpu
+from preprocessing.engines.slurm import Task
+from preprocessing.engines.worker import Seat
 
 
 def square(x: int) -> int:
@@ -39,7 +46,107 @@ def test_a_worker_that_dies_takes_no_other_job_with_it(tmp_path):
     results = {job[1]: result for job, result in local(deadly, jobs, Resources(workers=2))}
     assert {k: v for k, v in results.items() if k != 2} == {0: 0, 1: 1, 3: 3, 4: 4}
     assert isinstance(results[2], WorkerDied)
-    assert 2 <= len(list(tmp_path.glob("2-*"))) <= 3  # it was tried again, alone, and not for ever
+    assert len(list(tmp_path.glob("2-*"))) == 3  # it was tried again, and not for ever
+
+
+ILLEGAL = "CUDA error: an illegal memory access was encountered"
+broken = False  # in a worker: its GPU no longer works for it
+
+
+def sticky(job: tuple[str, int]) -> int:
+    """Breaks CUDA for its process at job 2, and leaves a trace of each job and the process that did it."""
+    global broken
+    folder, x = job
+    (Path(folder) / f"{x}-{os.getpid()}").touch()
+    broken = broken or x == 2
+    if broken:
+        raise RuntimeError(ILLEGAL)
+    return x
+
+
+@pytest.fixture(params=["local", "seat"])
+def engine(request):
+    """Workers of the local engine, and the one that a worker of another engine's keeps."""
+    if request.param == "local":
+        yield lambda work, jobs: dict(local(work, jobs, Resources(workers=1)))
+        return
+    seat = Seat()
+    yield lambda work, jobs: {job: seat.do(work, job, Resources(tries=1)) for job in jobs}
+    seat.leave()
+
+
+def test_a_fault_of_the_gpu_costs_its_process_and_no_other_job(tmp_path, engine):
+    results = engine(sticky, [(str(tmp_path), x) for x in range(5)])
+    found = {job[1]: result for job, result in results.items()}
+    assert {k: v for k, v in found.items() if k != 2} == {0: 0, 1: 1, 3: 3, 4: 4}
+    assert isinstance(found[2], RuntimeError) and str(found[2]) == ILLEGAL
+    assert len(list(tmp_path.glob("2-*"))) == 2  # in a fresh process, once
+
+
+def no_gpu(job: tuple[str, int]) -> int:
+    (Path(job[0]) / f"{job[1]}-{time.monotonic_ns()}").touch()
+    raise RuntimeError("No CUDA GPUs are available")
+
+
+def test_a_machine_whose_gpu_fails_job_after_job_ends_the_build_by_name(tmp_path, engine):
+    with pytest.raises(NoWorkers, match=rf"{re.escape(socket.gethostname())}.*5 jobs in a row.*No CUDA GPUs"):
+        engine(no_gpu, [(str(tmp_path), x) for x in range(20)])
+    assert len(list(tmp_path.glob("19-*"))) == 0
+
+
+def test_faults_are_counted_by_gpu_and_forgotten_when_a_job_is_done():
+    faults, fault = Faults(), RuntimeError(ILLEGAL)
+    for _ in range(4):
+        assert faults.found(fault, "0", 1) and faults.found(fault, "1", 1)
+        assert faults.found(fault, "0", 2)  # the same job again
+    assert not faults.found("result", "0", 1)
+    assert not faults.found(ValueError("a bad mesh"), "0", 1)
+    assert faults.found(fault, "0", 1)
+    with pytest.raises(NoWorkers, match="GPU 1"):
+        faults.found(fault, "1", 1)
+
+
+def test_a_slurm_node_that_cannot_work_ends_the_build(tmp_path):
+    pytest.importorskip("submitit", reason="the engine slurm")
+    jobs = [(str(tmp_path), x) for x in range(7)]
+    *_, (place, error) = Task()(no_gpu, jobs, Resources(workers=1))
+    assert place == -1 and isinstance(pickle.loads(pickle.dumps(error)), NoWorkers)
+
+
+def meets_the_others(job: tuple[str, int]) -> tuple[str | None, int]:
+    """What this worker is told of its GPU; waits until four workers have a job, so that each gets one."""
+    folder, x = job
+    (Path(folder) / str(x)).touch()
+    while len(list(Path(folder).iterdir())) < 4:
+        time.sleep(0.02)
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), workers_of_this_gpu()
+
+
+def test_workers_are_spread_over_the_gpus_two_on_each(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-b")
+    jobs = [(str(tmp_path), x) for x in range(4)]
+    results = dict(local(meets_the_others, jobs, Resources(workers=8, device="cuda")))
+    assert sorted(results.values(), key=str) == [("4", 2), ("4", 2), ("GPU-b", 2), ("GPU-b", 2)]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,GPU-b"
+
+
+def test_the_next_worker_gets_the_gpu_that_fewest_have():
+    taken: list[str] = []
+    for _ in range(5):
+        taken.append(next_gpu(["0", "1"], taken))
+    assert taken == ["0", "1", "0", "1", "0"]
+    assert next_gpu(["0", "1"], ["1", "1", "0"]) == "0"  # in place of one that died
+
+
+@pytest.mark.parametrize(("told", "gpus"), [("", []), ("-1", []), ("0,1,-1,2", ["0", "1"]), ("MIG-x", ["MIG-x"])])
+def test_the_gpus_are_those_that_the_environment_names(told, gpus, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
+    assert visible_gpus() == gpus
+
+
+def test_workers_follow_from_gpus_and_cores():
+    assert [side_by_side("cuda", 8, gpus) for gpus in (1, 2, 4, 8)] == [2, 4, 8, 8]
+    assert side_by_side("cpu", 8, 1) == 8 and side_by_side("cuda", 8, 0) == 8
 
 
 def slow(job: tuple[str, int]) -> None:
