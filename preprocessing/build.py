@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,14 @@ from gsmae.config import digest
 from gsmae.errors import GsmaeError, InputError
 from gsmae.files import read_json, sweep, write_json
 from gsmae.locks import only_writer
-from gsmae.progress import bar
 
-from .building import ledgers, notes
-from .building.jobs import build_objects
+from .building import notes
 from .building.limits import ObjectLimits
-from .building.records import MAX_TRIES, SCHEMA, Order, Parts, commit_failure, commit_stray, fault, finished, tries
-from .engines import ENGINES, Resources
+from .building.records import MAX_TRIES, SCHEMA, Order, Parts, commit_stray, fault, finished, tries
+from .building.rounds import worked
+from .engines import Resources
 from .profiles import BuildConfig
-from .sources import SOURCES, MeshItem, detect, skipped
+from .sources import SOURCES, detect, skipped
 
 VERSION = 1  # raise when the same configuration would give other splats
 FRAME = "z-up: an OBJ's (x, y, z) is (x, -z, y) here, as in the released splats"
@@ -104,36 +102,38 @@ def build(
     identity = identity_of(config, parts or {}, seed)
     limits = limits or ObjectLimits()
     pattern = re.compile(failed)
-    with _only_builder(out):
-        _open(out, identity, config, parts or {}, name, root, seed)
-        batch = launch or batch
+    batch = launch or batch
+    order = Order(out, config, parts or {}, identity, seed, uuid4().hex, limits, make, device, launch, kernels)
+    with _only_builder(out), _in_charge(order, engine):
+        _open(order, name, root)
         if launch and kernels == "gsplat" and engine == "local":
             # compiles for many minutes: once, before every worker would begin to
             import_module("gsmae.ops.gsplat").prepare()
-        order = Order(out, config, parts or {}, identity, seed, uuid4().hex, limits, make, device, launch, kernels)
         taken = {item.uid for item in items}
         sums = _Sums()
         for stray in [] if limit else skipped(root, name):
             sums.add(commit_stray(order, stray, root, taken))
-        todo, strays = [], sums.failed
+        todo, tried, strays = [], {}, sums.failed
         for item in items:
             record = finished(order, item)
             if record is None:
                 todo += [item] if missing else []
             elif retry and _again(record, pattern, anyway):
                 todo.append(item)
+                tried[item.uid] = tries(record)
             else:
                 sums.add(record)
         already = sums.done + sums.failed - strays
         given = resources or Resources()
-        wanted = {"seconds": limits.seconds * batch, "memory": limits.memory * 2**30}
+        wanted = {"device": device, "seconds": limits.seconds, "memory": limits.memory * 2**30}
         given = given.model_copy(update=wanted | ({} if workers is None else {"workers": workers}))
         notes.announce(out, order.token, engine=engine, objects=already + len(todo), todo=len(todo))
-        try:
-            for record in _worked(engine, order, todo, given, batch, already, sums):
-                sums.add(record)
-        finally:
-            notes.leave(out)
+
+        def told() -> str:
+            return f", {sums.failed} failed" if sums.failed else ""
+
+        for record in worked(engine, order, todo, given, batch=batch, tried=tried, already=already, told=told):
+            sums.add(record)
     return BuildReport(
         out=str(out),
         objects=sums.done + sums.failed,
@@ -172,72 +172,40 @@ class _Sums:
             self.failures[fault(record)] += 1
 
 
-def _worked(
-    engine: str, order: Order, todo: list[MeshItem], resources: Resources, batch: int, already: int, sums: _Sums
-) -> Iterator[dict[str, Any]]:
-    """The records of the objects as the engine gets them done, with a bar."""
-    shown = bar("build", "object", total=already + len(todo), initial=already, smoothing=0.05)
-    follower, seen = ledgers.Follower(order.out), 0
-
-    def tick() -> None:  # a Slurm task tells nothing until it ends, but its workers' ledgers do
-        nonlocal seen
-        if engine == "slurm":
-            seen += len(follower.look())
-            shown.update(max(0, already + seen - shown.n))
-
-    more = {"folder": order.out / "slurm"} if engine == "slurm" else {}
-    work = partial(build_objects, order=order)
-    left = [tuple(todo[i : i + batch]) for i in range(0, len(todo), batch)]
-    ended = 0
-    try:
-        while left:
-            jobs, left = left, []
-            for job, result in ENGINES[engine](work, jobs, resources, tick, **more):
-                if isinstance(result, notes.Superseded):
-                    raise InputError(order.out, "another build has taken over this folder", "stop it, or wait for it")
-                if isinstance(result, OSError):
-                    raise result
-                if isinstance(result, Exception) and len(job) > 1:
-                    left += [(item,) for item in job]  # one of them is at fault; alone, it takes no other with it
-                    continue
-                if isinstance(result, Exception):
-                    stage = notes.last_stage(order.out, job[0].uid) or "process"
-                    result = [commit_failure(order, job[0], stage, result, {"machine": ledgers.machine()})]
-                for record in result:
-                    ended += 1
-                    yield record
-                    shown.update(max(0, already + ended - shown.n))
-                    told = f", {sums.failed} failed" if sums.failed else ""
-                    shown.set_postfix_str(f"{record['uid']}{told}", refresh=False)
-    finally:
-        shown.close()
-
-
 def _again(record: dict[str, Any], pattern: re.Pattern[str], anyway: bool) -> bool:
     """Whether an object is to be tried again."""
     told = f"{record.get('failure', '')}: {record['stage']}: {record['reason']}"
     return record["status"] == "failed" and bool(pattern.search(told)) and (anyway or tries(record) < MAX_TRIES)
 
 
-def _open(out: Path, identity: str, config: BuildConfig, parts: Parts, source: str, root: Path, seed: int) -> None:
-    """Write build.json, or find that this folder belongs to another configuration."""
-    path = out / "build.json"
-    if path.exists():
-        before = read_json(path)
-        if before.get("config_hash") != identity:
-            raise InputError(
-                out,
-                f"holds a build with another configuration ({before.get('config_hash')}, now {identity})",
-                "choose another --out, or remove this folder",
-            )
-    sweep(out)
+@contextmanager
+def _in_charge(order: Order, engine: str) -> Iterator[None]:
+    """Take over a folder, unless it belongs to another configuration: before anything is changed in it."""
+    path = order.out / "build.json"
+    before = read_json(path).get("config_hash") if path.exists() else order.identity
+    if before != order.identity:
+        raise InputError(
+            order.out,
+            f"holds a build with another configuration ({before}, now {order.identity})",
+            "choose another --out, or remove this folder",
+        )
+    notes.announce(order.out, order.token, engine=engine)
+    try:
+        yield
+    finally:
+        notes.leave(order.out)
+
+
+def _open(order: Order, source: str, root: Path) -> None:
+    """Remove what a killed build left, and say in build.json what this one makes."""
+    sweep(order.out)
     write_json(
-        path,
-        {"schema": SCHEMA, "frame": FRAME, "source": source, "root": str(root.resolve()), "seed": seed,
-         "config_hash": identity, "config": config.model_dump(mode="json"), "part_patterns": parts},
+        order.out / "build.json",
+        {"schema": SCHEMA, "frame": FRAME, "source": source, "root": str(root.resolve()), "seed": order.seed,
+         "config_hash": order.identity, "config": order.config.model_dump(mode="json"), "part_patterns": order.parts},
     )  # fmt: skip
-    if parts:
-        write_json(out / "parts.json", {category: list(names) for category, names in sorted(parts.items())})
+    if order.parts:
+        write_json(order.out / "parts.json", {category: list(names) for category, names in sorted(order.parts.items())})
 
 
 @contextmanager
@@ -251,5 +219,6 @@ def _only_builder(out: Path) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            cause = f"the build stopped: {error.strerror or error}"
+            where = f" on {error.host}" if hasattr(error, "host") else ""  # type: ignore[attr-defined]
+            cause = f"the build stopped{where}: {error.strerror or error}"
             raise InputError(error.filename or out, cause, "run the same command when it is mended") from error

@@ -6,22 +6,42 @@ import hashlib
 import resource
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..sources import MeshItem
 from . import ledgers, notes
-from .records import NOT_THE_OBJECTS_FAULT, Order, blank, commit, commit_failure, settled
+from .records import Order, commit, commit_failure, done, is_charged, settled
 
 
 def build_objects(items: tuple[MeshItem, ...], order: Order) -> list[dict[str, Any]]:
-    """One job: the records of these objects, all committed when it returns."""
-    if order.launch and order.make is None:
-        from .batches import build_batch  # torch and the renderers load in the worker
+    """One job: the records of these objects, all committed when it returns.
 
-        return build_batch(items, order)
-    return [build_object(item, order) for item in items]
+    Raises as `build_object`; an OSError says in `host` where it was.
+    """
+    try:
+        if order.launch and order.make is None:
+            from .batches import build_batch  # torch and the renderers load in the worker
+
+            return build_batch(items, order)
+        return [build_object(item, order) for item in items]
+    except OSError as error:
+        error.host = socket.gethostname()  # type: ignore[attr-defined]
+        raise
+
+
+def settle(items: Sequence[MeshItem], result: Any, order: Order) -> Any:
+    """What came of a job: where one object alone is to blame for its error, the committed record of that; else itself.
+
+    Raises as `commit_failure`.
+    """
+    if not isinstance(result, Exception) or isinstance(result, OSError | notes.Superseded) or len(items) > 1:
+        return result
+    stage = notes.last_stage(order.out, items[0].uid) or "process"
+    run = {"machine": ledgers.machine(), "host": socket.gethostname(), "finished": round(time.time(), 3)}
+    return [commit_failure(order, items[0], stage, result, run)]
 
 
 def build_object(item: MeshItem, order: Order) -> dict[str, Any]:
@@ -44,17 +64,11 @@ def build_object(item: MeshItem, order: Order) -> dict[str, Any]:
         made = make(item, order.out, order.config, patterns, seed, watch.enter, order.limits.mesh)
     except Exception as error:
         notes.check(order.out, order.token)  # a later build may have swept away what it was writing
-        # what cannot be written is the folder's fault; what cannot be read may be the object's
-        if isinstance(error, OSError) and (error.errno in NOT_THE_OBJECTS_FAULT or watch.stage == "write"):
+        if not is_charged(error, watch.stage):
             raise
         return commit_failure(order, item, watch.stage, error, watch.run())
     notes.check(order.out, order.token)
-    run = watch.run()
-    record = {
-        **blank(order, item), "status": "done", **made, "mesh_bytes": found.st_size,
-        "mesh_mtime_ns": found.st_mtime_ns, "seconds": run["seconds"], "run": run,
-    }  # fmt: skip
-    return commit(order, item, record)
+    return commit(order, item, done(order, item, made, found, watch.run()))
 
 
 def object_seed(seed: int, uid: str) -> int:
@@ -65,11 +79,13 @@ def object_seed(seed: int, uid: str) -> int:
 class Watch:
     """The time that each stage of one object takes, and the most memory.
 
-    token  of the build; where another has taken over the folder, no further stage is entered, and so nothing replaced
+    device  where the object is fitted: what is told of the machine is this
+    token   of the build; where another has taken over the folder, no further stage is entered, and so nothing replaced
     """
 
-    def __init__(self, out: Path, uid: str, token: str = ""):
+    def __init__(self, out: Path, uid: str, token: str = "", device: str = "cpu"):
         self.out, self.uid, self.token, self.stage = out, uid, token, ""
+        self.device = device
         self.begun, self.since = time.time(), time.monotonic()
         self.start = self.since
         self.stages: dict[str, float] = {}
@@ -88,7 +104,7 @@ class Watch:
         return {
             "seconds": round(time.monotonic() - self.start, 2),
             "stages": {name: round(seconds, 3) for name, seconds in self.stages.items()},
-            "machine": ledgers.machine(), "host": socket.gethostname(), "peak_memory": _peak(),
+            "machine": ledgers.machine(self.device), "host": socket.gethostname(), "peak_memory": _peak(),
             "finished": round(time.time(), 3),
         }  # fmt: skip
 

@@ -79,7 +79,12 @@ def survey(path: str | Path) -> Survey:
     failed = [e for e in entries if e["status"] == "failed"]
     said = notes.announced(path)
     now = time.time()
-    working = [note for who, note in notes.read(path).items() if ledgers.lives(who) is not False]
+    ends = {e["uid"]: e.get("finished") or 0.0 for e in entries}
+    working = [
+        note
+        for who, note in notes.read(path).items()
+        if ledgers.lives(who) is not False and ends.get(note["uid"], 0.0) < note["since"]  # else it is done with it
+    ]
     quality = [e["psnr"] for e in done if e.get("psnr") is not None]
     return Survey(
         path=str(path),

@@ -70,6 +70,8 @@ def gc(out: str | Path) -> GcReport:
     _head(out)
     try:
         with only_writer(out, "build", keep=True):
+            noted = len(list((out / notes.FOLDER).glob("*.json")))
+            notes.leave(out)  # before anything else: workers that a killed build left stop at their next stage
             splats = sum(1 for _ in (out / "splats").rglob("*.ply"))
             orphans = list(_orphans(out))
             lost = sum(path.suffix == ".ply" for path in orphans)
@@ -78,8 +80,6 @@ def gc(out: str | Path) -> GcReport:
             swept = sweep(out)
             for path in orphans:
                 path.unlink(missing_ok=True)
-            noted = len(list((out / notes.FOLDER).glob("*.json")))
-            notes.leave(out)
             shutil.rmtree(out / "slurm", ignore_errors=True)
             lines = _rewrite_ledgers(out)
     except OSError as error:

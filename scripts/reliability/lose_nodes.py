@@ -79,7 +79,7 @@ def main() -> None:
                     told.append("node added")
 
         threading.Thread(target=trouble, daemon=True).start()
-        resources = Resources(ray=RayOptions(address=cluster.address))
+        resources = Resources(ray=RayOptions(address=str(cluster.address)))
         report = build(meshes, out, stubs.CONFIG, source="folder", engine="ray", resources=resources, make=stubs.make)
         upkeep.gc(out)
         found = stubs.faults(out, items)
