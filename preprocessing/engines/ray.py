@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from gsmae.errors import GsmaeError
@@ -12,6 +13,8 @@ from gsmae.errors import GsmaeError
 from .failures import WorkerDied
 from .resources import SHARED_BY, Resources
 from .worker import Seat
+
+log = logging.getLogger(__name__)
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -22,14 +25,20 @@ _seat = Seat()  # in a Ray worker: the process that does its jobs
 
 
 def on_ray(
-    work: Callable[[J], R], jobs: Sequence[J], resources: Resources, tick: Callable[[], None] = lambda: None
+    work: Callable[[J], R],
+    jobs: Sequence[J],
+    resources: Resources,
+    tick: Callable[[], None] = lambda: None,
+    patience: float = 60,
 ) -> Iterator[tuple[J, R | Exception]]:
     """Work on a Ray cluster; yields (job, result or error) as they are done.
 
     Each Ray worker keeps a child that does the job and that it ends over a limit. A job whose Ray worker dies is tried
     `resources.tries` times in all; the loss of a node is not counted against it. Every node needs this package in the
-    same Python version and the build's folders at the same paths. Raises GsmaeError where Ray is not installed or not
-    reachable.
+    same Python version and the build's folders at the same paths.
+
+    patience  seconds in which nothing ends and nothing is in use before that is told, once
+    Raises GsmaeError where Ray is not installed or not reachable, or no node has what one job is to get.
     """
     try:
         import ray
@@ -42,6 +51,7 @@ def on_ray(
     if ours:
         _connect(ray, resources)
     key = os.urandom(8).hex()
+    waiting = Waiting(patience)
     remote = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus, max_retries=0)(_do)
     todo, shared, settings = iter(jobs), ray.put(work), ray.put(resources)
     running: dict[Any, tuple[J, int, int]] = {}
@@ -50,13 +60,17 @@ def on_ray(
         running[remote.remote(shared, job, settings, key)] = (job, tries, lost)
 
     try:
+        check_nodes(ray.nodes(), options.cpus, options.gpus)
         while True:
             room = AHEAD * _slots(ray, options.cpus, options.gpus) - len(running)
             for _, job in zip(range(room), todo, strict=False):
                 submit(job, 1, 0)
             if not running:
                 return
-            for reference in ray.wait(list(running), num_returns=1, timeout=1)[0]:
+            ended = ray.wait(list(running), num_returns=1, timeout=min(1, patience))[0]
+            if waiting.look(bool(ended)):
+                waiting.tell(ray.cluster_resources(), ray.available_resources(), len(running))
+            for reference in ended:
                 job, tries, lost = running.pop(reference)
                 try:
                     result = ray.get(reference)
@@ -82,6 +96,40 @@ def on_ray(
             ray.cancel(reference, force=True)
         if ours:
             ray.shutdown()
+
+
+def check_nodes(nodes: Sequence[dict[str, Any]], cpus: float, gpus: float) -> None:
+    """Raise GsmaeError where no living node, as `ray.nodes` lists them, has that: Ray would wait for one for ever."""
+    there = [node.get("Resources", {}) for node in nodes if node.get("Alive", node.get("alive"))]
+    if any(has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus for has in there):
+        return
+    found = ", ".join(sorted({f"{has.get('CPU', 0):g} CPU and {has.get('GPU', 0):g} GPU" for has in there})) or "none"
+    raise GsmaeError(
+        f"no node of the Ray cluster has {cpus:g} CPU and {gpus:g} GPU, which --ray.cpus and --ray.gpus ask for one "
+        f"worker; nodes have {found}"
+    )
+
+
+class Waiting:
+    """Tells, once, that nothing runs although jobs were submitted."""
+
+    def __init__(self, patience: float):
+        self.patience, self.since, self.told = patience, time.monotonic(), False
+
+    def look(self, ended: bool) -> bool:
+        """Whether it is time to see what the cluster does: nothing has ended for a while."""
+        if ended:
+            self.since = time.monotonic()
+        return not self.told and time.monotonic() - self.since >= self.patience
+
+    def tell(self, there: Mapping[str, float], free: Mapping[str, float], jobs: int) -> None:
+        """A warning where all of the cluster's processors and GPUs are free, or there are none left."""
+        self.since = time.monotonic()
+        if any(free.get(name, 0) < there.get(name, 0) for name in ("CPU", "GPU")):
+            return  # something runs, and takes its time
+        self.told = True
+        has = f"{there.get('CPU', 0):g} CPU and {there.get('GPU', 0):g} GPU"
+        log.warning("Ray: %d jobs wait and nothing has run for %g s; the cluster has %s", jobs, self.patience, has)
 
 
 def _connect(ray: Any, resources: Resources) -> None:
