@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any
 from gsmae.errors import GsmaeError, InputError
 from gsmae.files import read_json, sha256, write_aside, write_json
 
+from ..faults import is_device_fault, is_out_of_memory
 from ..profiles import BuildConfig
 from ..sources import MeshItem, Skipped
 from . import ledgers, notes
@@ -116,6 +118,26 @@ def blank(order: Order, item: MeshItem) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def done(
+    order: Order, item: MeshItem, made: dict[str, Any], found: os.stat_result, run: dict[str, Any]
+) -> dict[str, Any]:
+    """The record of a splat; `made` is what `objects.make` tells, `found` the mesh file as it was when it was read."""
+    return {
+        **blank(order, item), "status": "done", **made, "mesh_bytes": found.st_size,
+        "mesh_mtime_ns": found.st_mtime_ns, "seconds": run["seconds"], "run": run,
+    }  # fmt: skip
+
+
+def is_charged(error: Exception, stage: str) -> bool:
+    """Whether an error is a failure of the object in hand, and not of the folder, the machine or its GPU.
+
+    What cannot be written is the folder's fault; what cannot be read may be the object's.
+    """
+    if isinstance(error, OSError):
+        return error.errno not in NOT_THE_OBJECTS_FAULT and stage != "write"
+    return not is_device_fault(error)
+
+
 def commit(order: Order, item: MeshItem, record: dict[str, Any]) -> dict[str, Any]:
     """Write a record, which makes its object exist, then tell this worker's ledger."""
     path = path_of(order.out, item.uid)
@@ -175,9 +197,13 @@ def commit_stray(order: Order, stray: Skipped, root: Path, taken: set[str]) -> d
 
 
 def _kind(error: Exception) -> str:
-    """One word for what went wrong: timeout, memory, oom, died, numeric, input; error where nobody foresaw it."""
+    """One word for it: timeout, memory, oom, device, died, numeric, input; error where nobody foresaw it."""
     if hasattr(error, "kind"):
         return str(error.kind)  # type: ignore[attr-defined]
+    if is_out_of_memory(error):
+        return "oom"
+    if is_device_fault(error):
+        return "device"
     kinds = {"WorkerDied": "died", "OutOfMemory": "oom", "NumericError": "numeric"}
     return kinds.get(type(error).__name__, "input" if isinstance(error, GsmaeError) else "error")
 
