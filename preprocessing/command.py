@@ -11,6 +11,7 @@ import tyro
 from pydantic import Field
 
 from gsmae.cli.verb import NO_PREFIX, Arguments, Flag, Outcome, parse, plain, preset, with_defaults
+from gsmae.errors import GsmaeError
 
 from .build import BuildReport
 from .build import build as build_splats
@@ -27,20 +28,23 @@ ANY = ObjectLimits()
 
 
 class WorkArguments(Arguments):
-    """Where and how the work is done; none of it changes a splat."""
+    """Where and how the work is done. Engine, workers and limits change no splat; device, kernels and objects at once
+    do: by rounding, which grows with the steps to what docs/gpu.md says."""
 
     engine: Literal["local", "ray", "slurm"] = "local"
     """where the work is done: here, on a Ray cluster, or in Slurm arrays; see docs/cluster.md"""
     workers: Annotated[int, Field(ge=0)] = len(os.sched_getaffinity(0))
-    """objects side by side, one core each; 0 works inside this process; clusters have options of their own; on a GPU at
-    most 2, one to read meshes while the other fits"""
+    """objects side by side, one core each; 0 works inside this process; clusters have options of their own; on GPUs at
+    most 2 for each, one to read meshes while the other fits"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """cuda: many objects at once on a GPU; auto: so where torch sees a GPU and the extra `gpu` is installed; on a
-    cluster, where a worker is given GPUs"""
+    cluster, where a worker is given GPUs. Splats of the two differ by rounding, and are as good"""
     objects_per_launch: Annotated[int, Field(ge=0)] = 0
-    """objects that are fitted at once, as memory allows; 0 = 64 on a GPU, one by one on the CPU"""
+    """objects that are fitted at once, as memory allows; 0 = 64 on a GPU, one by one on the CPU. At once or one by
+    one, splats differ by rounding"""
     kernels: Literal["auto", "each", "warp", "gsplat"] = "auto"
-    """what fits many objects at once; auto: warp on a GPU; gsplat must be installed, and compiles for many minutes"""
+    """what fits many objects at once; auto: warp on a GPU; gsplat must be installed, and compiles for many minutes;
+    splats of different kernels differ by rounding, those of gsplat by a little more"""
     ray: RayOptions = RayOptions()
     slurm: SlurmOptions = SlurmOptions()
     limit_seconds: Annotated[float, Field(ge=0)] = ANY.seconds
@@ -63,13 +67,16 @@ class WorkArguments(Arguments):
 
     def resources(self) -> Resources:
         """What an engine may use."""
-        workers = min(self.workers, 2) if self.on() == "cuda" else self.workers
-        return Resources(workers=workers, ray=self.ray, slurm=self.slurm)
+        return Resources(workers=self.workers, device=self.on(), ray=self.ray, slurm=self.slurm)
 
-    def on(self) -> str:
-        """Where objects are fitted: cpu or cuda."""
+    def on(self) -> Literal["cpu", "cuda"]:
+        """Where objects are fitted. Raises GsmaeError where a GPU is wanted and there is none, or none is asked for."""
         given = {"ray": self.ray.gpus, "slurm": self.slurm.gpus}
         if self.engine in given:
+            if self.device == "cuda" and not given[self.engine]:
+                raise GsmaeError(
+                    f"--device cuda: --engine {self.engine} gives its workers no GPU; set --{self.engine}.gpus"
+                )
             return "cuda" if self.device == "cuda" or (self.device == "auto" and given[self.engine]) else "cpu"
         return chosen_device(self.device)
 

@@ -15,7 +15,7 @@ _MEMORY = re.compile(
 _DEVICE = re.compile(
     r"CUDA(?: driver| runtime| kernel)? error|CUDA initialization|CUDA unknown error|CUDA driver|NVIDIA driver"
     r"|No CUDA|no CUDA-capable|Torch not compiled with CUDA|(?:CUBLAS|CUDNN|CURAND)_STATUS_|uncorrectable ECC"
-    r"|Invalid device identifier: cuda"
+    r"|Invalid device identifier: cuda|cudaGetDeviceCount"
 )
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engines.resources import workers_of_this_gpu
+from ..faults import is_out_of_memory
 from ..fitting.fit import Fit, NumericError
 from ..fitting.fit_many import fit_many
 from ..fitting.padded import STEP
@@ -21,9 +23,9 @@ from ..sources import MeshItem
 from ..surface import SurfaceSamples, sample_surface
 from . import notes
 from .jobs import Watch, object_seed
-from .limits import OutOfMemory, is_out_of_memory, within_memory
+from .limits import OutOfMemory, capped, within_memory
 from .objects import finish, rigs_of
-from .records import NOT_THE_OBJECTS_FAULT, Order, blank, commit, commit_failure, finished
+from .records import Order, commit, commit_failure, done, is_charged, settled
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +50,15 @@ def bytes_per_object(config: BuildConfig) -> int:
 
 
 def objects_at_once(config: BuildConfig, device: str, wanted: int) -> int:
-    """How many objects fit into the free memory of a device, at most `wanted`, at least one."""
+    """How many objects fit into the free memory of a device, at most `wanted`, at least one.
+
+    Of a GPU: what is free, or kept by torch in this process for its next use, but no more than this worker's part of
+    all there is, since those that share the GPU may not have begun.
+    """
     if device.startswith("cuda"):
-        free = torch.cuda.mem_get_info(device)[0]
+        free, whole = torch.cuda.mem_get_info(device)
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = min(free + kept, whole // workers_of_this_gpu())
     else:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(1, min(wanted, int(SHARE * free) // bytes_per_object(config)))
@@ -65,36 +73,45 @@ class _Loaded:
     mesh: Mesh
     samples: SurfaceSamples
     seed: int
+    found: os.stat_result  # of the mesh file, when it was read
 
 
 def build_batch(items: Sequence[MeshItem], order: Order) -> list[dict[str, Any]]:
     """Objects from meshes to committed records, many at a time; the records in the order of the items.
 
     A failure is a record of its object, and harms no other. When the device's memory runs out the batch is halved, and
-    an object that is alone gets fewer Gaussians, as `limits.within_memory` says. Raises OSError where the folder cannot
-    be written, Superseded where it belongs to a later build.
+    an object that is alone gets fewer Gaussians, as `limits.within_memory` says. What this build has settled before is
+    not tried again. Raises OSError where the folder cannot be written, Superseded where it belongs to a later build,
+    and what is a fault of the GPU.
     """
     records: dict[str, dict[str, Any]] = {}
     size = objects_at_once(order.config, order.device, order.launch)
-    todo = []
-    notes.check(order.out, order.token)
-    for item in items:
-        before = finished(order, item)
-        if before is not None and before["status"] == "done":  # by a worker that was killed before it could tell
-            records[item.uid] = before
-        else:
-            todo.append(item)
+    todo = list(items)
     while todo:
-        some, todo = todo[:size], todo[size:]
+        notes.check(order.out, order.token)
+        todo = _unsettled(todo, order, records)  # also of a batch that ran out of memory, whose records are committed
+        some, rest = todo[:size], todo[size:]
         try:
-            records |= _build(some, order)
+            records |= _build(some, order) if some else {}
+            todo = rest
         except Exception as error:
             if not is_out_of_memory(error) or len(some) == 1:
                 raise
             size = len(some) // 2
             log.warning("out of memory with %d objects at once; going on with %d", len(some), size)
-            todo = [item for item in some if item.uid not in records] + todo
     return [records[item.uid] for item in items]
+
+
+def _unsettled(items: Sequence[MeshItem], order: Order, records: dict[str, dict[str, Any]]) -> list[MeshItem]:
+    """The objects that are left to do; the records of the others are added to `records`."""
+    left = []
+    for item in items:
+        before = settled(order, item)
+        if before is None:
+            left.append(item)
+        else:
+            records[item.uid] = before
+    return left
 
 
 def _build(items: Sequence[MeshItem], order: Order) -> dict[str, dict[str, Any]]:
@@ -116,9 +133,7 @@ def _build(items: Sequence[MeshItem], order: Order) -> dict[str, dict[str, Any]]
             records[item.uid] = made
 
     def fitted(numbers: Sequence[int], cap: int) -> list[Fit | NumericError]:
-        chosen = c.fit
-        if cap < chosen.cap:
-            chosen = chosen.model_copy(update={"cap": cap, "initial": min(chosen.initial, cap)})
+        chosen = capped(c.fit, cap)
         part = slice(numbers[0], numbers[-1] + 1)
         for one in ready[part]:
             one.watch.enter("fit")
@@ -139,9 +154,9 @@ def _build(items: Sequence[MeshItem], order: Order) -> dict[str, dict[str, Any]]
 def _loaded(item: MeshItem, order: Order, views: dict[str, Tensor], at: int) -> _Loaded | dict[str, Any]:
     """An object with its pictures drawn at place `at` of `views`, or the record of its failure."""
     c = order.config
-    watch = Watch(order.out, item.uid, order.token)
+    watch = Watch(order.out, item.uid, order.token, order.device)
     try:
-        item.path.stat()
+        found = item.path.stat()
         seed = object_seed(order.seed, item.uid)
         watch.enter("load")
         mesh = load_mesh(item, limits=order.limits.mesh)
@@ -153,9 +168,9 @@ def _loaded(item: MeshItem, order: Order, views: dict[str, Tensor], at: int) -> 
         ):
             views[name][at] = pictures
         watch.enter(WAITING)
-        return _Loaded(item, watch, mesh, samples, seed)
+        return _Loaded(item, watch, mesh, samples, seed, found)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in NOT_THE_OBJECTS_FAULT:
+        if not is_charged(error, watch.stage):
             raise
         if is_out_of_memory(error) and len(next(iter(views.values()))) > 1:
             raise
@@ -173,18 +188,13 @@ def _finished(
             raise result
         patterns = order.parts.get(item.category, {})
         made = finish(item, order.out, order.config, patterns, one.mesh, one.samples, tests, result, cap, watch.enter)
-        found = item.path.stat()
     except Exception as error:
-        if isinstance(error, OSError) and (error.errno in NOT_THE_OBJECTS_FAULT or watch.stage == "write"):
+        if not is_charged(error, watch.stage):
             raise
         return commit_failure(order, item, watch.stage, error, _share(watch, together))
     notes.check(order.out, order.token)
     run = _share(watch, together) | {"device": order.device, "together": together}
-    record = {
-        **blank(order, item), "status": "done", **made, "mesh_bytes": found.st_size,
-        "mesh_mtime_ns": found.st_mtime_ns, "seconds": run["seconds"], "run": run,
-    }  # fmt: skip
-    return commit(order, item, record)
+    return commit(order, item, done(order, item, made, one.found, run))
 
 
 def _share(watch: Watch, together: int) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Literal
 
 from gsmae.errors import GsmaeError
 
 LAUNCH = 64  # objects at once on a GPU, where nobody says otherwise and memory allows it
 
 
-def chosen_device(wanted: str) -> str:
+def chosen_device(wanted: str) -> Literal["cpu", "cuda"]:
     """Where to build: "cpu" or "cuda"; "auto" is a GPU where torch sees one and the extra `gpu` is installed.
 
     Raises GsmaeError where "cuda" is wanted and cannot be.

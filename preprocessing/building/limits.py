@@ -15,6 +15,7 @@ from gsmae.errors import GsmaeError
 
 from ..faults import is_out_of_memory
 from ..formats.assets import Limits
+from ..profiles import FitConfig
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -77,6 +78,11 @@ def within_memory(
                 break
         yield from ((job, result, allowed) for job, result in zip(some, results, strict=True))
         at += len(some)
+
+
+def capped(config: FitConfig, cap: int) -> FitConfig:
+    """The configuration of a fit with at most `cap` Gaussians; itself where it asks for no more."""
+    return config if cap >= config.cap else config.model_copy(update={"cap": cap, "initial": min(config.initial, cap)})
 
 
 def _let_go() -> None:

@@ -24,7 +24,7 @@ from ..rendering.cameras import Cameras, test_cameras, train_cameras, val_camera
 from ..rendering.views import render_views
 from ..sources import MeshItem
 from ..surface import SurfaceSamples, part_labels, sample_surface
-from .limits import OutOfMemory, within_memory
+from .limits import OutOfMemory, capped, within_memory
 
 THUMBNAIL = 200  # pixels
 PICTURE_HEIGHT = 0.4  # sine of the elevation that people like to look from: of the test views, the nearest
@@ -58,9 +58,7 @@ def make(
     entered("fit")
 
     def fitted(_: Sequence[MeshItem], cap: int) -> list[Fit]:
-        chosen = config.fit
-        if cap < chosen.cap:
-            chosen = chosen.model_copy(update={"cap": cap, "initial": min(chosen.initial, cap)})
+        chosen = capped(config.fit, cap)
         return [fit(views["train"], rigs["train"], views["val"], rigs["val"], samples, chosen, seed)]
 
     ((_, result, cap),) = within_memory(fitted, [item], 1, config.fit.cap)
@@ -106,7 +104,9 @@ def finish(
     heights = cameras.positions[:, 2] / np.linalg.norm(cameras.positions, axis=1)
     shown = int(np.abs(heights - PICTURE_HEIGHT).argmin())
     image = torch.as_tensor(tests[shown]).cpu().numpy()
+    entered("write")  # what cannot be written is not the object's fault
     _picture(out / "views" / f"{item.uid}.png", image, quality.pictures[shown].cpu().numpy())
+    entered("quality")
     if quality.psnr < config.min_psnr:
         raise InputError(
             item.path, f"rejected: {quality.psnr:.1f} dB on the test views, {config.min_psnr:g} are asked for"

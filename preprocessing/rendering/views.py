@@ -26,8 +26,8 @@ import torch
 from gsmae.errors import GsmaeError, nearest_name
 from gsmae.ops.native import library
 
-from .cameras import Cameras
 from ..meshes import Mesh
+from .cameras import Cameras
 
 AMBIENT = 0.5
 # direction towards the light (made unit) and strength; the key light stands where the paper's lamp does, at (3, 3, 5)

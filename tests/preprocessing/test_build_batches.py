@@ -10,9 +10,12 @@ import torch
 from gsmae.cli import main
 from gsmae.errors import GsmaeError
 from preprocessing.build import build
-from preprocessing.building import batches
+from preprocessing.building import batches, ledgers
 from preprocessing.building.devices import chosen_device
+from preprocessing.building.records import Order
+from preprocessing.engines.resources import SHARED_BY
 from preprocessing.profiles import PROFILES, BuildConfig, FitConfig
+from preprocessing.sources import SOURCES
 
 CONFIG = BuildConfig(
     views=8, val_views=2, test_views=2, resolution=48, supersample=1, surface_points=200, min_psnr=5,
@@ -91,11 +94,97 @@ def test_pictures_that_do_not_fit_halve_the_batch_too(meshes, tmp_path, monkeypa
 def test_the_batch_follows_from_the_memory_of_an_object(monkeypatch):
     fast, paper = (batches.bytes_per_object(PROFILES[name]) for name in ("fast", "paper"))
     assert 50e6 < fast < paper < 500e6
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(10 * fast / batches.SHARE) + 1, 0))
+    gpu = {"free": int(10 * fast / batches.SHARE) + 1, "whole": int(100 * fast)}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (gpu["free"], gpu["whole"]))
     assert batches.objects_at_once(PROFILES["fast"], "cuda", 64) == 10
     assert batches.objects_at_once(PROFILES["fast"], "cuda", 4) == 4
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
+    # what the job before left with torch's allocator can be had again, what it still holds cannot
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: int(14 * fast))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: int(4 * fast))
+    assert batches.objects_at_once(PROFILES["fast"], "cuda", 64) == int(10 + batches.SHARE * 10)
+    # of two workers that begin together neither takes more than half, nor more than there is
+    gpu["whole"] = int(20 * fast / batches.SHARE) + 2
+    assert batches.objects_at_once(PROFILES["fast"], "cuda", 64) == 18
+    monkeypatch.setenv(SHARED_BY, "2")
+    assert batches.objects_at_once(PROFILES["fast"], "cuda", 64) == 10
+    gpu["free"] = 0
+    assert batches.objects_at_once(PROFILES["fast"], "cuda", 64) == int(batches.SHARE * 10)
+    gpu["whole"] = 0
     assert batches.objects_at_once(PROFILES["fast"], "cuda", 4) == 1
+
+
+def test_a_batch_repeated_for_want_of_memory_leaves_alone_what_is_settled(meshes, tmp_path, monkeypatch):
+    (meshes / "chair/broken.obj").write_text("v 0 0 0\nv 1 0 0\n")
+    real_build, real_fit, fits = batches._build, batches.fit_many, []
+
+    def short(items, order):
+        if len(items) > 2:
+            real_build(items[:2], order)  # committed: one splat, one failure
+            raise RuntimeError("Failed to allocate 64 bytes on device 'cuda:0'")
+        return real_build(items, order)
+
+    def counted(images, *arguments):
+        fits.append(len(images))
+        return real_fit(images, *arguments)
+
+    monkeypatch.setattr(batches, "_build", short)
+    monkeypatch.setattr(batches, "fit_many", counted)
+    report = build(meshes, tmp_path / "out", CONFIG, workers=0, launch=4)
+    assert (report.done, report.failed, sum(fits)) == (3, 1, 3)
+    assert records(tmp_path / "out")["chair/broken"]["attempts"] == 1
+
+
+def test_a_mesh_replaced_while_it_is_fitted_is_not_taken_for_the_one_that_was(meshes, tmp_path, monkeypatch):
+    real, path = batches.fit_many, next((meshes / "container/crate").rglob("*.obj"))
+    before = path.stat()
+
+    def meanwhile(*arguments):
+        if len(path.read_bytes()) == before.st_size:
+            path.write_text(path.read_text() + "# another\n")
+        return real(*arguments)
+
+    monkeypatch.setattr(batches, "fit_many", meanwhile)
+    build(meshes, tmp_path / "out", CONFIG, workers=0, launch=3)
+    assert records(tmp_path / "out")["container/crate"]["mesh_bytes"] == before.st_size
+    assert build(meshes, tmp_path / "out", CONFIG, workers=0, launch=3).already == 2  # and the new one is built
+
+
+def test_a_fault_of_the_gpu_is_not_the_objects_in_whose_turn_it_came(meshes, tmp_path, monkeypatch):
+    real, calls = batches.draw_views, []
+
+    def faulty(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return real(*arguments)
+
+    monkeypatch.setattr(batches, "draw_views", faulty)
+    assert build(meshes, tmp_path / "out", CONFIG, workers=0, launch=3).done == 3
+
+
+def test_want_of_memory_is_told_as_such_wherever_it_comes(meshes, tmp_path, monkeypatch):
+    def full(*arguments, **more):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(batches, "draw_views", full)
+    assert build(meshes, tmp_path / "draw", CONFIG, workers=0, launch=2).failed == 3
+    monkeypatch.undo()
+    monkeypatch.setattr("preprocessing.building.objects.evaluate", full)
+    assert build(meshes, tmp_path / "finish", CONFIG, workers=0, launch=2).failed == 3
+    for name, stage in (("draw", "render"), ("finish", "quality")):
+        assert {(r["failure"], r["stage"]) for r in records(tmp_path / name).values()} == {("oom", stage)}
+
+
+def test_the_machine_of_an_object_on_a_gpu_is_the_gpu(meshes, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    monkeypatch.setattr(batches, "draw_views", lambda mesh, rigs, *_: [torch.zeros(1)] * len(rigs))
+    order = Order(tmp_path, CONFIG, device="cuda")
+    views = {name: torch.zeros(1, 1) for name in ("train", "val", "test")}
+    ledgers.machine.cache_clear()
+    one = batches._loaded(next(iter(SOURCES["folder"](meshes))), order, views, 0)
+    assert isinstance(one, batches._Loaded) and one.watch.run()["machine"] == "Some GPU"
+    ledgers.machine.cache_clear()
 
 
 def test_the_device_is_chosen_by_what_there_is(monkeypatch):
@@ -120,6 +209,13 @@ def test_the_command_takes_objects_at_once(meshes, tmp_path):
     )  # fmt: skip
     assert code == 0
     assert sorted(r["run"]["together"] for r in records(tmp_path / "out").values()) == [1, 2, 2]
+
+
+@pytest.mark.parametrize("engine", ["ray", "slurm"])
+def test_a_gpu_wanted_on_a_cluster_that_gives_none_is_refused(meshes, tmp_path, engine, capsys):
+    command = ["build", str(meshes), "--out", str(tmp_path / "out"), "--engine", engine, "--device", "cuda"]
+    assert main(command) != 0
+    assert f"--{engine}.gpus" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.gpu

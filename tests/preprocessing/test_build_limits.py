@@ -1,12 +1,13 @@
 """Objects that take too much, of time, of memory, of a GPU's memory: each fails alone, and says how."""
 
+import errno
 import re
 import time
 
 import pytest
 import torch
 
-from gsmae.errors import GsmaeError
+from gsmae.errors import GsmaeError, InputError
 from gsmae.files import read_json
 from preprocessing.build import build
 from preprocessing.building import objects
@@ -14,6 +15,7 @@ from preprocessing.building.limits import ObjectLimits, OutOfMemory, within_memo
 from preprocessing.engines import OverLimit, Resources
 from preprocessing.engines.local import local
 from preprocessing.engines.worker import Worker
+from preprocessing.faults import is_device_fault, is_out_of_memory
 from preprocessing.profiles import BuildConfig, FitConfig
 
 MICRO = BuildConfig(
@@ -142,3 +144,63 @@ def test_a_fit_out_of_memory_is_made_smaller_which_its_record_says_or_fails_as_o
         assert any("memory was short" in warning for warning in record["warnings"])
     else:
         assert report.failed == 1 and (record["failure"], record["stage"]) == ("oom", "fit")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("Failed to allocate 1048576 bytes on device 'cuda:0'"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:115] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError(),
+    ],
+)
+def test_want_of_memory_is_recognised_and_is_no_fault_of_the_gpu(error):
+    assert is_out_of_memory(error) and not is_device_fault(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"),
+        RuntimeError("No CUDA GPUs are available"),
+        RuntimeError("Found no NVIDIA driver on your system"),
+        RuntimeError("Unexpected error from cudaGetDeviceCount(): Error 802: system not yet initialized"),
+        RuntimeError("CUDA error: no kernel image is available for execution on the device"),
+        ValueError("Invalid device identifier: cuda:0"),
+        AssertionError("Torch not compiled with CUDA enabled"),
+    ],
+)
+def test_faults_of_the_gpu_are_recognised(error):
+    assert is_device_fault(error) and not is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error", [GsmaeError("mesh of CUDA error: unreadable"), RuntimeError("shapes differ"), OSError(5, "CUDA error")]
+)
+def test_other_errors_are_neither(error):
+    assert not is_device_fault(error) and not is_out_of_memory(error)
+
+
+def test_a_picture_that_cannot_be_written_is_the_folders_fault(one_mesh, tmp_path, monkeypatch):
+    real = objects.write_aside
+
+    def refused(path):
+        if "views" in path.parts:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(objects, "write_aside", refused)
+    with pytest.raises(InputError, match="the build stopped"):
+        build(one_mesh, tmp_path / "out", MICRO, workers=0)
+    assert not list((tmp_path / "out" / "records").rglob("*.json"))
+
+
+def test_a_splat_that_is_not_good_enough_fails_in_the_stage_that_says_so(one_mesh, tmp_path):
+    strict = MICRO.model_copy(update={"min_psnr": 90.0})
+    assert build(one_mesh, tmp_path / "out", strict, workers=0).failed == 1
+    assert read_json(tmp_path / "out" / "records" / "chair" / "foldingChair.json")["stage"] == "quality"
