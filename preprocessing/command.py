@@ -105,7 +105,7 @@ class BuildArguments(WorkArguments):
     limit: Annotated[int, Field(ge=0)] = 0
     """only the first so many objects; 0 = all"""
     seed: int = 0
-    """same seed, same bytes on the CPU"""
+    """same seed, same bytes, where objects are built one by one on the CPU"""
     retry: Flag = False
     """try objects again that failed before, unless they have failed three times; see also `gsmae retry`"""
     build: Annotated[BuildConfig, NO_PREFIX] = BuildConfig()

@@ -140,7 +140,7 @@ def _connect(ray: Any, resources: Resources) -> None:
             ray.init(address=address, **quiet)
         else:
             cores = max(1, round(resources.workers * resources.ray.cpus))
-            ray.init(num_cpus=cores, include_dashboard=False, **quiet)
+            ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)  # not one that is there
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise GsmaeError(f"no Ray cluster at '{address or 'this machine'}': {error}") from None
 

@@ -8,7 +8,7 @@ import pytest
 
 from gsmae.errors import GsmaeError
 from preprocessing.engines import RayOptions, Resources
-from preprocessing.engines.ray import check_nodes, on_ray
+from preprocessing.engines.ray import _connect, check_nodes, on_ray
 
 NODES = [
     {"Alive": True, "Resources": {"CPU": 4.0}},
@@ -61,3 +61,9 @@ def test_a_job_too_large_for_every_node_is_not_submitted(ray):
     ray(0, 6.0)
     with pytest.raises(GsmaeError, match="no node"):
         list(on_ray(str, ["job"], Resources(ray=RayOptions(cpus=5))))
+
+
+def test_a_cluster_of_its_own_is_started_beside_one_that_is_there():
+    given = {}
+    _connect(SimpleNamespace(init=lambda **more: given.update(more)), Resources(workers=2))
+    assert (given["address"], given["num_cpus"]) == ("local", 2)
