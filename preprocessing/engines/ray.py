@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any, TypeVar
 
 from gsmae.errors import GsmaeError
@@ -41,8 +42,7 @@ def on_ray(
     Raises GsmaeError where Ray is not installed or not reachable, or no node has what one job is to get.
     """
     try:
-        import ray
-        from ray import exceptions
+        ray, exceptions = import_module("ray"), import_module("ray.exceptions")
     except ImportError:
         raise GsmaeError("the engine ray needs Ray: pip install 'gsmae[ray]'") from None
 
