@@ -42,11 +42,11 @@ def on_ray(
     Raises GsmaeError where Ray is not installed or not reachable, or no node has what one job is to get.
     """
     try:
-        ray, exceptions = import_module("ray"), import_module("ray.exceptions")
+        ray = import_module("ray")
     except ImportError:
         raise GsmaeError("the engine ray needs Ray: pip install 'gsmae[ray]'") from None
 
-    options = resources.ray
+    exceptions, options = ray.exceptions, resources.ray
     ours = not ray.is_initialized()
     if ours:
         _connect(ray, resources)
