@@ -89,10 +89,10 @@ def draw_views(mesh: Mesh, rigs: Sequence[Cameras], supersample: int, device: st
     """
     if not device.startswith("cuda"):
         return [torch.from_numpy(render_views(mesh, cameras, supersample).images) for cameras in rigs]
-    from . import warp as render_warp
+    from . import warp
 
-    scene = render_warp.upload(mesh, device)
-    return [render_warp.draw(scene, cameras, supersample)[0] for cameras in rigs]
+    scene = warp.upload(mesh, device)
+    return [warp.draw(scene, cameras, supersample)[0] for cameras in rigs]
 
 
 def face_modes(mesh: Mesh) -> np.ndarray:
