@@ -184,4 +184,4 @@ def test_a_gpu_draws_what_the_cpu_draws(examples, change):
         mesh = change(example(examples, name))
         images, alphas = render_warp.draw(render_warp.upload(mesh), cameras, 2, SKY)
         assert images.device.type == "cuda"
-        assert_same(Views(images.cpu().numpy(), alphas.cpu().numpy()), render_warp.render(mesh, cameras, 2, SKY, "cpu"))
+        assert_same(Views(images.cpu().numpy(), alphas.cpu().numpy()), render_views(mesh, cameras, 2, SKY))
