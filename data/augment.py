@@ -25,7 +25,6 @@ from .harmonics import turning
 from .turns import about_z, axes, product, uniform_turns
 
 DRAWS = 11  # uniform numbers an object's augmentation is made of: mirror 1, turn 3, scale 1, stretch 3, shift 3
-HALF_TURN_X = (0.0, 1.0, 0.0, 0.0)
 
 
 class Augmentation(Config):
@@ -144,8 +143,9 @@ def move_points(points: Tensor, moves: Moves, normalization: Normalization) -> T
     """
     n = normalization
     means, opacities, columns, quats, sh = points.split(list(FIELDS.values()), dim=2)
-    mirror = torch.tensor(HALF_TURN_X, device=points.device).expand_as(moves.turns)  # -diag(-1, 1, 1): same ellipsoid
-    turns = torch.where(moves.mirrored[:, None], product(moves.turns, mirror), moves.turns)
+    # a mirror in x leaves an ellipsoid as half a turn about x does, which from the right is (w, x, y, z) (0, 1, 0, 0)
+    w, x, y, z = moves.turns.unbind(-1)
+    turns = torch.where(moves.mirrored[:, None], torch.stack([-x, w, z, -y], dim=-1), moves.turns)
     quats = product(turns[:, None, :], quats)
     center, radius = n.scale_center[:, None, :], n.scale_radius[:, None, None]
     scales = columns * radius + center
