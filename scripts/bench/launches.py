@@ -6,7 +6,8 @@
 Objects are those of a folder, again and again until there are enough, with seeds of their own. The first table is one
 whole batch of every size: reading meshes, views, fit, quality on the test views; objects per hour count all of it, one
 after the other, in one process. The second is one step of a batch in the middle of its fit, stage by stage, medians,
-by CUDA events on a GPU; "the step" is what the fit runs, and "as a graph" the same captured as a CUDA graph.
+by CUDA events on a GPU; "the step" is what the fit runs, and "as a graph" the same captured as a CUDA graph. On a GPU
+a third says how long each kernel of such a step takes, as the profiler saw it.
 
 A trial without a GPU: --device cpu --kernels warp --sizes 1 2 --profile tiny --iterations 10 --resolution 48
 """
@@ -147,6 +148,22 @@ def stages(batch: Any, config: BuildConfig, options: argparse.Namespace, device:
     return {name: 1000 * statistics.median(values) for name, values in clock.times.items()}
 
 
+def kernels(batch: Any, config: BuildConfig, options: argparse.Namespace, most: int = 14) -> dict[str, float]:
+    """Milliseconds of the kernels of a step, by name, the longest first."""
+    images, cameras, samples, fits = batch
+    run = fresh(backend(options.kernels, "cuda"), images, cameras, samples, fits, config, "cuda", options.graphs)
+    turns = [[v % len(cameras)] * len(fits) for v in range(options.rounds)]
+    run.run(0, turns)  # compiles, makes room and captures
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        run.run(options.rounds, turns)
+        torch.cuda.synchronize()
+    spent = {e.key: e.self_device_time_total / 1000 / len(turns) for e in profiler.key_averages()}
+    ordered = sorted(spent, key=lambda name: -spent[name])
+    found = {name[:60]: spent[name] for name in ordered[:most]}
+    return found | {f"{len(ordered) - most} others": sum(spent[name] for name in ordered[most:])}
+
+
 def fresh(
     twin: Any, images: Tensor, cameras: Any, samples: list[SurfaceSamples], fits: list[Any], config: BuildConfig,
     device: str, graphs: bool,
@@ -193,6 +210,7 @@ def main() -> None:
              "MB an object, reckoned", "MB, peak"]  # fmt: skip
     print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}", flush=True)
     found: dict[int, dict[str, float]] = {}
+    seen: dict[str, float] = {}
     for count in options.sizes:
         if device == "cuda":
             torch.cuda.empty_cache()
@@ -200,9 +218,13 @@ def main() -> None:
         row, batch = whole(count, config, options, device)
         print(f"| {' | '.join(row)} |", flush=True)
         found[count] = stages(batch, config, options, device)
+        seen = kernels(batch, config, options) if device == "cuda" else {}
     print(f"\n| ms a step | {' | '.join(f'{count} objects' for count in found)} |\n|{' --- |' * (len(found) + 1)}")
     for stage in next(iter(found.values())):
         print(f"| {stage} | {' | '.join(f'{times[stage]:.2f}' for times in found.values())} |")
+    if seen:
+        print(f"\n| kernel, {options.sizes[-1]} objects | ms a step |\n| --- | --- |")
+        print("\n".join(f"| {name} | {spent:.3f} |" for name, spent in seen.items()))
 
 
 if __name__ == "__main__":
