@@ -2,7 +2,8 @@
 
 `gsmae.ops.reference` defines every operation. `gsmae.ops.native` has compiled twins for float32 tensors on the CPU;
 where its library was not built, or for other tensors, calls fall back to the definition. `gsmae.ops.warp` draws float32
-splats on a GPU, many objects at once (`gsmae.ops.batches`), where the extra `gpu` is installed.
+splats on a GPU, many objects at once (`gsmae.ops.batches`), and groups float32 points there, where the extra `gpu` is
+installed.
 """
 
 from torch import Tensor, is_grad_enabled
@@ -41,7 +42,7 @@ def rasterize(
 ) -> tuple[Tensor, Tensor]:
     """Pictures of splats in V cameras, differentiable; see `gsmae.ops.reference.splats.rasterize`."""
     tensors = means, quats, scales, opacities, sh, viewmats, Ks, background, offsets
-    twin = _splat_twin(*tensors)
+    twin = _twin(*tensors)
     return twin.splats.rasterize(means, quats, scales, opacities, sh, viewmats, Ks, width, height, background, offsets)
 
 
@@ -57,13 +58,13 @@ def contributions(
     height: int,
 ) -> Tensor:
     """Sum over views and pixels of each splat's blending weight; see `gsmae.ops.reference.splats.contributions`."""
-    twin = _splat_twin(means, quats, scales, opacities, sh, viewmats, Ks)
+    twin = _twin(means, quats, scales, opacities, sh, viewmats, Ks)
     return twin.splats.contributions(means, quats, scales, opacities, sh, viewmats, Ks, width, height)
 
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:
     """Structural similarity of each picture; see `gsmae.ops.reference.images.ssim`."""
-    twin = reference if _differentiated(image, target) else _splat_twin(image, target)
+    twin = reference if _differentiated(image, target) else _twin(image, target)
     return twin.images.ssim(image, target)
 
 
@@ -75,35 +76,31 @@ def l1_ssim(image: Tensor, target: Tensor, weight: float = 0.2) -> Tensor:
 
 def farthest_points(points: Tensor, count: int, start: int = 0) -> Tensor:
     """Indices of points that cover the set; see `gsmae.ops.reference.points.farthest_points`."""
-    twin = native if native.usable(points) else reference
-    return twin.points.farthest_points(points, count, start)
+    return _twin(points).points.farthest_points(points, count, start)
 
 
 def nearest(query: Tensor, points: Tensor, k: int) -> Tensor:
     """Indices of the k points nearest to each query; see `gsmae.ops.reference.points.nearest`."""
-    twin = native if native.usable(query, points) else reference
-    return twin.points.nearest(query, points, k)
+    return _twin(query, points).points.nearest(query, points, k)
 
 
 def group(points: Tensor, count: int, k: int, start: int = 0) -> tuple[Tensor, Tensor]:
     """Farthest points and the k nearest of each; see `gsmae.ops.reference.points.group`."""
-    twin = native if native.usable(points) else reference
-    return twin.points.group(points, count, k, start)
+    return _twin(points).points.group(points, count, k, start)
 
 
 def three_nearest(query: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     """The three nearest centres of each query and their weights; see `gsmae.ops.reference.points.three_nearest`."""
-    twin = native if native.usable(query, centers) else reference
-    return twin.points.three_nearest(query, centers)
+    return _twin(query, centers).points.three_nearest(query, centers)
 
 
 def interpolate(query: Tensor, centers: Tensor, features: Tensor) -> Tensor:
     """Features carried from the three nearest centres; see `gsmae.ops.reference.points.interpolate`."""
-    twin = native if native.usable(query, centers) else reference  # features of any type: a product mixes them
+    twin = _twin(query, centers)  # features of any type: a product mixes them
     return twin.points.interpolate(query, centers, features)
 
 
-def _splat_twin(*tensors: Tensor | None):
+def _twin(*tensors: Tensor | None):
     return native if native.usable(*tensors) else warp if warp.runtime.usable(*tensors) else reference
 
 

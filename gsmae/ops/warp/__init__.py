@@ -5,6 +5,6 @@ deterministic: on a GPU gradients of splats are added up by atomic additions, in
 runs differ in the last bits. On the CPU there is one thread, and the same inputs give the same bytes.
 """
 
-from . import images, runtime, splats, steps
+from . import images, points, runtime, splats, steps
 
-__all__ = ["images", "runtime", "splats", "steps"]
+__all__ = ["images", "points", "runtime", "splats", "steps"]

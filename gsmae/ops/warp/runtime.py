@@ -42,7 +42,7 @@ def warp() -> Any:
 
 
 def kernels(name: str) -> Any:
-    """One of this package's modules of kernels: "project", "bins", "blend", "pictures" or "steps"."""
+    """One of this package's modules of kernels: "project", "bins", "blend", "pictures", "points" or "steps"."""
     warp()
     return importlib.import_module(f".kernels_{name}", __package__)
 
