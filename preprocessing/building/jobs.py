@@ -39,9 +39,9 @@ def settle(items: Sequence[MeshItem], result: Any, order: Order) -> Any:
     """
     if not isinstance(result, Exception) or isinstance(result, OSError | notes.Superseded) or len(items) > 1:
         return result
-    stage = notes.last_stage(order.out, items[0].uid) or "process"
-    run = {"machine": ledgers.machine(), "host": socket.gethostname(), "finished": round(time.time(), 3)}
-    return [commit_failure(order, items[0], stage, result, run)]
+    heard = notes.last_heard(order.out, items[0].uid)  # this process may be on another machine than the worker was
+    run = {"machine": heard.get("machine", ""), "host": heard.get("host", ""), "finished": round(time.time(), 3)}
+    return [commit_failure(order, items[0], heard.get("stage", "process"), result, run)]
 
 
 def build_object(item: MeshItem, order: Order) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class Watch:
         notes.check(self.out, self.token)
         self._close()
         self.stage = stage
-        notes.note(self.out, self.uid, stage, self.begun)
+        notes.note(self.out, self.uid, stage, self.begun, ledgers.machine(self.device))
 
     def run(self) -> dict[str, Any]:
         """Seconds by stage and in all, machine, peak memory in bytes, and when it ended."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -67,10 +68,11 @@ def check(out: Path, token: str) -> None:
         raise Superseded(f"{out}: another build has taken over")
 
 
-def note(out: Path, uid: str, stage: str, since: float) -> None:
-    """Write down what this process works on, if that can be done: it is not worth an error."""
+def note(out: Path, uid: str, stage: str, since: float, machine: str = "") -> None:
+    """Write down what this process works on, and on what, if that can be done: it is not worth an error."""
     path = out / FOLDER / f"{whoami()}.json"
-    data = json.dumps({"uid": uid, "stage": stage, "since": since}).encode()
+    said = {"uid": uid, "stage": stage, "since": since, "machine": machine, "host": socket.gethostname()}
+    data = json.dumps(said).encode()
     with suppress(OSError):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
         try:
@@ -80,7 +82,7 @@ def note(out: Path, uid: str, stage: str, since: float) -> None:
 
 
 def read(out: Path) -> dict[str, dict[str, Any]]:
-    """What each worker has noted; worker -> uid, stage, since."""
+    """What each worker has noted; worker -> uid, stage, since, machine, host."""
     found = {}
     for path in (out / FOLDER).glob("*.json"):
         if path.name == TOKEN:
@@ -94,7 +96,7 @@ def read(out: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def last_stage(out: Path, uid: str) -> str:
-    """The stage in which a worker was when it was last heard of with that object."""
-    stages = [(note["since"], note["stage"]) for note in read(out).values() if note["uid"] == uid]
-    return max(stages)[1] if stages else ""
+def last_heard(out: Path, uid: str) -> dict[str, Any]:
+    """What a worker had noted when it was last heard of with that object; empty where none was."""
+    heard = [note for note in read(out).values() if note["uid"] == uid]
+    return max(heard, key=lambda note: note["since"], default={})

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections import Counter
+from collections.abc import Callable, Collection
 from typing import Any
 
 from gsmae.errors import GsmaeError
 
 from ..faults import is_device_fault
 
+log = logging.getLogger(__name__)
+
 FRESH = 2  # processes in which a job is tried that ends with a fault of the GPU
+ROW = 5  # jobs in a row with such a fault: it is not the jobs
 
 
 class WorkerDied(GsmaeError):
@@ -66,14 +71,61 @@ class Faults:
 
         Raises NoWorkers, naming this host, where one job after the other ends so.
         """
-        if not isinstance(value, Exception) or not is_device_fault(value):
+        if not is_fault(value):
             self.failed[gpu] = 0
             return False
         self.failed[gpu] += tries == 1  # a job that brings it about itself is one, however often it is tried
-        if self.failed[gpu] >= 5:
+        if self.failed[gpu] >= ROW:
             where = f"{socket.gethostname()}, GPU {gpu}" if gpu else socket.gethostname()
-            lines = str(value).splitlines() or [type(value).__name__]
-            raise NoWorkers(
-                f"{where}: {self.failed[gpu]} jobs in a row failed there ({lines[0]}); mend it, or leave it out"
-            )
+            count = self.failed[gpu]
+            raise NoWorkers(f"{where}: {count} jobs in a row failed there ({line(value)}); mend it, or leave it out")
         return True
+
+
+class Nodes:
+    """Which nodes of a cluster are given no more jobs: their workers cannot work, or their GPU fails again and again.
+
+    left_out  their names, each with why
+    """
+
+    def __init__(self) -> None:
+        self.left_out: dict[str, str] = {}
+        self._failed: Counter[str] = Counter()
+
+    def elsewhere(
+        self, node: str, value: Any, before: Collection[str], able: Callable[[], Collection[str]] | None = None
+    ) -> bool:
+        """Whether another node is to try a job that ended with `value` on this one.
+
+        before  nodes that have failed under it already. A fault of the GPU is the job's own when a second node meets
+                it; what a node does that is left out proves nothing, but the third is the last.
+        able    tells all nodes there are; unknown where None
+        Raises NoWorkers where no node is left that can work.
+        """
+        useless = isinstance(value, NoWorkers)
+        if not useless and not is_fault(value):
+            self._failed[node] = 0
+            return False
+        self._failed[node] += not useless
+        if node not in self.left_out and (useless or self._failed[node] >= ROW):
+            self.left_out[node] = line(value)
+            log.warning("node %s is given no more jobs: %s", node, line(value))
+        wanted = len(before) < (2 if node in self.left_out else 1)
+        if able is not None:
+            there = set(able()) - self.left_out.keys()
+            if not there:
+                raise value if useless else NoWorkers(f"no node is left that can work: {line(value)}")
+            wanted = wanted and bool(there - set(before) - {node})
+        if useless and not wanted:
+            raise value
+        return wanted
+
+
+def is_fault(value: Any) -> bool:
+    """Whether a job's result is a fault of the GPU."""
+    return isinstance(value, Exception) and is_device_fault(value)
+
+
+def line(error: object) -> str:
+    """The first line of an error that says something."""
+    return next((text.strip() for text in str(error).splitlines() if text.strip()), type(error).__name__)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from gsmae.errors import GsmaeError
 
-from .failures import WorkerDied
+from .failures import Nodes, NoWorkers, WorkerDied
 from .resources import SHARED_BY, Resources
 from .worker import Seat
 
@@ -35,11 +35,13 @@ def on_ray(
     """Work on a Ray cluster; yields (job, result or error) as they are done.
 
     Each Ray worker keeps a child that does the job and that it ends over a limit. A job whose Ray worker dies is tried
-    `resources.tries` times in all; the loss of a node is not counted against it. Every node needs this package in the
-    same Python version and the build's folders at the same paths.
+    `resources.tries` times in all; the loss of a node is not counted against it. A job that meets a fault of a GPU is
+    given to another node, and a node with nothing but faults gets no more. Every node needs this package in the same
+    Python version and the build's folders at the same paths.
 
     patience  seconds in which nothing ends and nothing is in use before that is told, once
-    Raises GsmaeError where Ray is not installed or not reachable, or no node has what one job is to get.
+    Raises GsmaeError where Ray is not installed or not reachable, or no node has what one job is to get; NoWorkers
+    where no node is left that can work.
     """
     try:
         ray = import_module("ray")
@@ -54,40 +56,47 @@ def on_ray(
     waiting = Waiting(patience)
     remote = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus, max_retries=0)(_do)
     todo, shared, settings = iter(jobs), ray.put(work), ray.put(resources)
-    running: dict[Any, tuple[J, int, int]] = {}
+    nodes, nowhere = Nodes(), frozenset[str]()
+    running: dict[Any, tuple[J, int, int, frozenset[str]]] = {}
 
-    def submit(job: J, tries: int, lost: int) -> None:
-        running[remote.remote(shared, job, settings, key)] = (job, tries, lost)
+    def submit(job: J, tries: int, lost: int, without: frozenset[str]) -> None:
+        task, not_there = remote, without.union(nodes.left_out)
+        if not_there:
+            task = remote.options(scheduling_strategy=_other_than(not_there))
+        running[task.remote(shared, job, settings, key)] = (job, tries, lost, without)
 
     try:
         check_nodes(ray.nodes(), options.cpus, options.gpus)
         while True:
             room = AHEAD * _slots(ray, options.cpus, options.gpus) - len(running)
             for _, job in zip(range(room), todo, strict=False):
-                submit(job, 1, 0)
+                submit(job, 1, 0, nowhere)
             if not running:
                 return
             ended = ray.wait(list(running), num_returns=1, timeout=min(1, patience))[0]
             if waiting.look(bool(ended)):
                 waiting.tell(ray.cluster_resources(), ray.available_resources(), len(running))
             for reference in ended:
-                job, tries, lost = running.pop(reference)
+                job, tries, lost, without = running.pop(reference)
                 try:
-                    result = ray.get(reference)
+                    node, result = ray.get(reference)
                 except (exceptions.NodeDiedError, exceptions.ObjectLostError) as error:
                     if lost + 1 < NODES:
-                        submit(job, tries, lost + 1)
+                        submit(job, tries, lost + 1, without)
                         continue
-                    result = WorkerDied(lost + 1, f"{type(error).__name__}: nodes were lost")
+                    node, result = "", WorkerDied(lost + 1, f"{type(error).__name__}: nodes were lost")
                 except (exceptions.WorkerCrashedError, exceptions.OutOfMemoryError) as error:
                     if tries < resources.tries:
-                        submit(job, tries + 1, lost)
+                        submit(job, tries + 1, lost, without)
                         continue
-                    result = WorkerDied(tries, type(error).__name__)
+                    node, result = "", WorkerDied(tries, type(error).__name__)
                 except exceptions.RayError as error:
                     raise GsmaeError(f"Ray: {error}") from error
                 if isinstance(result, WorkerDied) and tries < resources.tries:  # the child of a worker of Ray's
-                    submit(job, tries + 1, lost)
+                    submit(job, tries + 1, lost, without)
+                    continue
+                if nodes.elsewhere(node, result, without, lambda: able(ray.nodes(), options.cpus, options.gpus)):
+                    submit(job, tries, lost, without | {node})
                     continue
                 yield job, WorkerDied(tries, result.what) if isinstance(result, WorkerDied) else result
             tick()
@@ -100,14 +109,20 @@ def on_ray(
 
 def check_nodes(nodes: Sequence[dict[str, Any]], cpus: float, gpus: float) -> None:
     """Raise GsmaeError where no living node, as `ray.nodes` lists them, has that: Ray would wait for one for ever."""
-    there = [node.get("Resources", {}) for node in nodes if node.get("Alive", node.get("alive"))]
-    if any(has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus for has in there):
+    if able(nodes, cpus, gpus):
         return
+    there = able(nodes, 0, 0).values()
     found = ", ".join(sorted({f"{has.get('CPU', 0):g} CPU and {has.get('GPU', 0):g} GPU" for has in there})) or "none"
     raise GsmaeError(
         f"no node of the Ray cluster has {cpus:g} CPU and {gpus:g} GPU, which --ray.cpus and --ray.gpus ask for one "
         f"worker; nodes have {found}"
     )
+
+
+def able(nodes: Sequence[dict[str, Any]], cpus: float, gpus: float) -> dict[str, dict[str, float]]:
+    """What the living nodes have that have so much, by their names."""
+    there = {node["NodeID"]: node.get("Resources", {}) for node in nodes if node.get("Alive", node.get("alive"))}
+    return {name: has for name, has in there.items() if has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus}
 
 
 class Waiting:
@@ -154,8 +169,22 @@ def _slots(ray: Any, cpus: float, gpus: float) -> int:
     return max(1, int(slots))
 
 
-def _do(work: Callable[[Any], Any], job: Any, resources: Resources, key: str) -> Any:
-    """In a Ray worker: the job, by a child that is kept for the next job of the same build on the same GPUs."""
+def _other_than(nodes: frozenset[str]) -> Any:
+    """Ray's way to say: anywhere but there."""
+    strategies = import_module("ray.util.scheduling_strategies")
+    return strategies.NodeLabelSchedulingStrategy({"ray.io/node-id": strategies.NotIn(*sorted(nodes))})
+
+
+def _do(work: Callable[[Any], Any], job: Any, resources: Resources, key: str) -> tuple[str, Any]:
+    """In a Ray worker: this node, and the job's result or NoWorkers, by a child that is kept for the next job.
+
+    Kept for the same build on the same GPUs.
+    """
+    node = import_module("ray").get_runtime_context().get_node_id()
     once = resources.model_copy(update={"tries": 1})
     sharing = round(1 / resources.ray.gpus) if 0 < resources.ray.gpus < 1 else 1
-    return _seat.do(work, job, once, (key, os.environ.get("CUDA_VISIBLE_DEVICES")), {SHARED_BY: str(sharing)})
+    where = (key, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    try:
+        return node, _seat.do(work, job, once, where, {SHARED_BY: str(sharing)})
+    except NoWorkers as error:
+        return node, error

@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 import numpy as np
 
 from gsmae.errors import InputError
-from gsmae.ply import KINDS
 
 from .assets import Assets
 from .polygons import triangulate
@@ -135,6 +134,8 @@ def _colors(table: dict[str, Any]) -> np.ndarray | None:
 
 def _header(path: Path, data: bytes) -> tuple[list[_Element], list[str], str, int]:
     """Elements, texture names, byte order ("" = text), and where the body begins."""
+    from gsmae.ply import KINDS  # only here: it loads torch, and a collection is listed without
+
     if not data.startswith(b"ply"):
         raise InputError(path, "does not begin with ply", "is this a PLY file?")
     end = data.find(b"end_header")

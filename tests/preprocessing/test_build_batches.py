@@ -10,9 +10,11 @@ import torch
 from gsmae.cli import main
 from gsmae.errors import GsmaeError
 from preprocessing.build import build
-from preprocessing.building import batches, ledgers
+from preprocessing.building import batches, ledgers, notes
 from preprocessing.building.devices import chosen_device
+from preprocessing.building.jobs import settle
 from preprocessing.building.records import Order
+from preprocessing.engines import WorkerDied
 from preprocessing.engines.resources import SHARED_BY
 from preprocessing.profiles import PROFILES, BuildConfig, FitConfig
 from preprocessing.sources import SOURCES
@@ -182,9 +184,15 @@ def test_the_machine_of_an_object_on_a_gpu_is_the_gpu(meshes, tmp_path, monkeypa
     order = Order(tmp_path, CONFIG, device="cuda")
     views = {name: torch.zeros(1, 1) for name in ("train", "val", "test")}
     ledgers.machine.cache_clear()
-    one = batches._loaded(next(iter(SOURCES["folder"](meshes))), order, views, 0)
+    notes.announce(tmp_path, "")
+    item = next(iter(SOURCES["folder"](meshes)))
+    one = batches._loaded(item, order, views, 0)
     assert isinstance(one, batches._Loaded) and one.watch.run()["machine"] == "Some GPU"
     ledgers.machine.cache_clear()
+    monkeypatch.undo()
+    (told,) = settle([item], WorkerDied(3, "SIGSEGV"), order)  # by the builder, which may see no GPU
+    assert (told["run"]["machine"], told["stage"]) == ("Some GPU", batches.WAITING)
+    assert "machine: Some GPU" in (tmp_path / "quarantine" / f"{item.uid}.txt").read_text()
 
 
 def test_the_device_is_chosen_by_what_there_is(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -130,6 +131,12 @@ def test_status_counts_records_and_not_what_an_outdated_ledger_says(stub_build, 
     assert "4 done, 1 failed" in capsys.readouterr().out
 
 
+def test_what_lists_a_collection_or_watches_a_build_does_not_load_torch():
+    names = ("preprocessing.build", *(f"preprocessing.building.{name}" for name in ("survey", "plans", "upkeep")))
+    code = f"import sys, {', '.join(names)}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
+
+
 def test_status_sees_a_running_and_a_killed_build(stub_build):
     out = stub_build()
     notes.announce(out, "token", engine="local", objects=9)
@@ -250,6 +257,8 @@ def test_a_worker_that_dies_on_its_object_is_told_apart_with_its_stage(tmp_path)
     values = record(tmp_path / "out", "crash")
     assert (values["failure"], values["stage"], values["attempts"]) == ("died", "fit", 3)
     assert re.search(r"exit code 11", values["reason"])
+    done = record(tmp_path / "out", "00000")["run"]
+    assert (values["run"]["machine"], values["run"]["host"]) == (done["machine"], done["host"])
 
 
 def test_a_batch_whose_worker_dies_is_taken_apart(tmp_path):

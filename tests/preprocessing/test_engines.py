@@ -106,11 +106,12 @@ def test_faults_are_counted_by_gpu_and_forgotten_when_a_job_is_done():
         faults.found(fault, "1", 1)
 
 
-def test_a_slurm_node_that_cannot_work_ends_the_build(tmp_path):
-    pytest.importorskip("submitit", reason="the engine slurm")
+def test_a_slurm_task_that_cannot_work_says_so_and_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
     jobs = [(str(tmp_path), x) for x in range(7)]
-    *_, (place, error) = Task()(no_gpu, jobs, Resources(workers=1))
-    assert place == -1 and isinstance(pickle.loads(pickle.dumps(error)), NoWorkers)
+    told = pickle.loads(pickle.dumps(Task()(no_gpu, jobs, Resources(workers=1))))
+    assert told.node == "n7" and isinstance(told.useless, NoWorkers)
+    assert told.results == []  # of its jobs nothing is decided
 
 
 def meets_the_others(job: tuple[str, int]) -> tuple[str | None, int]:

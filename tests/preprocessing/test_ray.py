@@ -7,14 +7,15 @@ from types import SimpleNamespace
 import pytest
 
 from gsmae.errors import GsmaeError
-from preprocessing.engines import RayOptions, Resources
+from preprocessing.engines import NoWorkers, RayOptions, Resources
 from preprocessing.engines.ray import _connect, check_nodes, on_ray
 
 NODES = [
-    {"Alive": True, "Resources": {"CPU": 4.0}},
-    {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
-    {"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}},
+    {"NodeID": "a", "Alive": True, "Resources": {"CPU": 4.0}},
+    {"NodeID": "b", "Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+    {"NodeID": "c", "Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}},
 ]
+ILLEGAL = RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(4, 0), (1, 1), (2, 0.25)])
@@ -35,7 +36,7 @@ def ray(monkeypatch):
     def start(looks: int, free: float) -> None:
         left = iter(range(looks))
         stub = SimpleNamespace(
-            is_initialized=lambda: True, nodes=lambda: NODES, put=lambda value: value, get=lambda reference: "done",
+            is_initialized=lambda: True, nodes=lambda: NODES, put=lambda value: value, get=lambda _: ("a", "done"),
             cluster_resources=lambda: {"CPU": 6.0, "GPU": 1.0}, available_resources=lambda: {"CPU": free, "GPU": 1.0},
             cancel=lambda *_, **__: None, remote=lambda **_: lambda do: SimpleNamespace(remote=lambda *_: object()),
             wait=lambda references, **_: ([], references) if next(left, None) is not None else (references, []),
@@ -67,3 +68,65 @@ def test_a_cluster_of_its_own_is_started_beside_one_that_is_there():
     given = {}
     _connect(SimpleNamespace(init=lambda **more: given.update(more)), Resources(workers=2))
     assert (given["address"], given["num_cpus"]) == ("local", 2)
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """cluster(fate) -> what each task of a stub of Ray was given to: (node, job); fate(node, job) is its result.
+
+    A task goes to the first living node that it is not kept from.
+    """
+
+    def start(fate, nodes=NODES) -> list:
+        given = []
+
+        class Remote:
+            def __init__(self, without=()):
+                self.without = without
+
+            def options(self, scheduling_strategy):
+                return Remote(scheduling_strategy["ray.io/node-id"])
+
+            def remote(self, work, job, *_):
+                alive = [node["NodeID"] for node in nodes if node["Alive"]]
+                given.append((next(name for name in alive if name not in self.without), job))
+                return len(given) - 1
+
+        stub = SimpleNamespace(
+            is_initialized=lambda: True, nodes=lambda: nodes, put=lambda value: value, cancel=lambda *_, **__: None,
+            get=lambda reference: (given[reference][0], fate(*given[reference])),
+            cluster_resources=lambda: {"CPU": 0.5}, remote=lambda **_: lambda do: Remote(),
+            wait=lambda references, **_: (references[:1], references[1:]),
+            exceptions=SimpleNamespace(
+                NodeDiedError=KeyError, ObjectLostError=KeyError, WorkerCrashedError=KeyError,
+                OutOfMemoryError=KeyError, RayError=KeyError,
+            ),
+        )  # fmt: skip
+        monkeypatch.setitem(sys.modules, "ray", stub)
+        ways = SimpleNamespace(NodeLabelSchedulingStrategy=dict, NotIn=lambda *names: names)
+        monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", ways)
+        return given
+
+    return start
+
+
+@pytest.mark.parametrize("spoilt", [NoWorkers("host a: 5 jobs in a row failed there"), ILLEGAL])
+def test_a_node_that_cannot_work_gets_no_more_jobs_and_no_job_is_lost(cluster, caplog, spoilt):
+    given = cluster(lambda node, job: spoilt if node == "a" else str(job))
+    assert sorted(on_ray(str, range(20), Resources())) == [(i, str(i)) for i in range(20)]
+    assert [node for node, _ in given].count("a") < 10 and {node for node, _ in given[12:]} == {"c"}
+    assert caplog.text.count("node a is given no more jobs") == 1
+
+
+def test_a_job_that_two_nodes_or_the_only_one_find_at_fault_is_at_fault(cluster):
+    for nodes, tries in ((NODES, 2), (NODES[:2], 1)):
+        given = cluster(lambda node, job: ILLEGAL if job == 3 else job, nodes)
+        assert dict(on_ray(str, range(8), Resources())) == {i: ILLEGAL if i == 3 else i for i in range(8)}
+        assert [job for _, job in given].count(3) == tries
+
+
+@pytest.mark.parametrize("spoilt", [NoWorkers("no GPU"), RuntimeError("CUDA error: no GPU")])
+def test_where_no_node_is_left_the_build_ends(cluster, spoilt):
+    cluster(lambda node, job: spoilt)
+    with pytest.raises(NoWorkers, match="no GPU"):
+        list(on_ray(str, range(40), Resources()))

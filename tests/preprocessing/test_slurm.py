@@ -12,10 +12,13 @@ from types import SimpleNamespace
 import pytest
 
 from gsmae.errors import GsmaeError
-from preprocessing.engines import Resources, SlurmOptions, WorkerDied, slurm
-from preprocessing.engines.slurm import Task, on_slurm
+from preprocessing.engines import NoWorkers, Resources, SlurmOptions, WorkerDied, slurm, slurm_queue
+from preprocessing.engines.slurm import Task, Told, on_slurm
 
 pytest.importorskip("submitit", reason="the engine slurm")
+from submitit.core.utils import FailedJobError
+
+ILLEGAL = "CUDA error: an illegal memory access was encountered"
 
 
 @dataclass(eq=False)
@@ -26,29 +29,41 @@ class Submitted:
     paths: SimpleNamespace
     shard: Sequence
     work: Callable
+    node: str
 
     def exception(self):
         return None
 
     def result(self):
-        return [(place, self.work(job)) for place, job in enumerate(self.shard)]
+        return Told(self.node, [(place, self.work(job)) for place, job in enumerate(self.shard)])
 
     def cancel(self, check):
         pass
 
 
 class Stub:
-    """A cluster where a task is what `fate(task)` says: "done", "dead" (gone from the queue), or a line of `squeue`."""
+    """A cluster where a task is what `fate(task)` says: "done", "dead" (gone from the queue), or a line of `squeue`.
 
-    def __init__(self, folder: Path, fate):
+    nodes  that it has; each task runs on the first that it may
+    """
+
+    def __init__(self, folder: Path, fate, nodes: Sequence[str] = "abcd", submitted=Submitted):
         self.folder, self.fate, self.tasks, self.most, self.given = folder, fate, [], 0, []
+        self.nodes, self.parameters, self.submitted = nodes, {}, submitted
+
+    def update_parameters(self, slurm_additional_parameters):
+        self.parameters = slurm_additional_parameters
 
     def map_array(self, task, works, shards, resources):
         array = len(self.tasks)
+        free = [node for node in self.nodes if node not in self.parameters.get("exclude", "").split(",")]
+        if not free:
+            raise FailedJobError("sbatch: error: Requested node configuration is not available")
         made = []
         for k, (work, shard, given) in enumerate(zip(works, shards, resources, strict=True)):
             pickled = self.folder / f"{array}_{k}.pkl"
-            made.append(Submitted(f"{array}_{k}", SimpleNamespace(result_pickle=pickled), shard, work))
+            name, paths = f"{array}_{k}", SimpleNamespace(result_pickle=pickled)
+            made.append(self.submitted(name, paths, shard, work, free[0]))
             self.given.append(given)
         self.tasks += made
         self.most = max(self.most, sum(not t.paths.result_pickle.exists() for t in self.tasks))
@@ -67,12 +82,12 @@ class Stub:
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    """cluster(fate) -> a stub in place of Slurm."""
+    """cluster(fate, ...) -> a stub in place of Slurm."""
 
-    def start(fate) -> Stub:
-        stub = Stub(tmp_path, fate)
+    def start(fate, **more) -> Stub:
+        stub = Stub(tmp_path, fate, **more)
         monkeypatch.setattr(slurm, "_executor", lambda *_: stub)
-        monkeypatch.setattr(slurm.subprocess, "run", stub.squeue)
+        monkeypatch.setattr(slurm_queue.subprocess, "run", stub.squeue)
         monkeypatch.setattr(shutil, "which", lambda _: "/bin/sbatch")
         return stub
 
@@ -136,7 +151,7 @@ def test_a_task_that_will_never_start_is_told_once(cluster, caplog):
     with caplog.at_level(logging.WARNING):
         run(stub, ["a", "b"], shard=1)
     assert caplog.text.count("launch failed requeued held") == 1
-    assert not slurm.UNSOLVABLE.search("Resources") and not slurm.UNSOLVABLE.search("Priority")
+    assert not slurm_queue.UNSOLVABLE.search("Resources") and not slurm_queue.UNSOLVABLE.search("Priority")
 
 
 def fails(job):
@@ -149,4 +164,73 @@ def settled(job, result):
 
 def test_a_task_settles_what_its_jobs_ended_with_before_it_ends():
     task = pickle.loads(pickle.dumps(Task(settled)))
-    assert task(fails, ["a", "b"], Resources(workers=0)) == [(0, "a: a"), (1, "b: b")]
+    assert task(fails, ["a", "b"], Resources(workers=0)) == Told("", [(0, "a: a"), (1, "b: b")])
+
+
+def illegal(job):
+    raise RuntimeError(ILLEGAL)
+
+
+def test_of_a_fault_of_its_gpu_a_task_settles_nothing_but_tells_its_node(monkeypatch):
+    assert Task(settled)(illegal, ["a"], Resources(workers=0)) == Told("", [(0, f"a: {ILLEGAL}")])
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    told = Task(settled)(illegal, ["a"], Resources(workers=0))
+    ((_, result),) = told.results
+    assert told.node == "n7" and isinstance(result, RuntimeError)
+
+
+class OnBrokenNodes(Submitted):
+    """A task that comes to nothing on the node a, after two jobs, one of which met a fault."""
+
+    broken = "a"
+
+    def result(self):
+        if self.node not in self.broken:
+            return super().result()
+        return Told(self.node, [(0, str(self.shard[0])), (1, RuntimeError(ILLEGAL))], NoWorkers(f"{self.node}: no GPU"))
+
+
+class OnBrokenCluster(OnBrokenNodes):
+    broken = "abc"
+
+
+def test_a_node_that_cannot_work_is_left_out_and_its_jobs_are_done_elsewhere(cluster, caplog):
+    stub = cluster(lambda task: "done", submitted=OnBrokenNodes)
+    options = {"shard": 5, "parallel": 1, "extra": {"exclude": "x7"}}
+    assert sorted(run(stub, range(20), **options)) == [(i, str(i)) for i in range(20)]
+    assert [task.node for task in stub.tasks] == ["a", "b", "b", "b", "b"]
+    assert stub.parameters["exclude"] == "x7,a" and stub.parameters["requeue"] is True
+    assert caplog.text.count("node a is given no more jobs: a: no GPU") == 1
+
+
+@pytest.mark.parametrize("shard", [5, 20])
+def test_a_cluster_whose_nodes_cannot_work_ends_the_build_by_name(cluster, shard):
+    stub = cluster(lambda task: "done", submitted=OnBrokenCluster, nodes="abc")
+    with pytest.raises(GsmaeError, match="c: no GPU"):
+        run(stub, range(20), shard=shard, parallel=1)
+    assert [task.node for task in stub.tasks] == ["a", "b", "c"]
+
+
+def on_gpu(bad):
+    """work(job) that meets a fault of its GPU for such jobs"""
+    return lambda job: RuntimeError(ILLEGAL) if job in bad else str(job)
+
+
+@pytest.mark.parametrize(("nodes", "tasks"), [("ab", 6), ("a", 4)])
+def test_a_job_that_two_nodes_or_the_only_one_find_at_fault_is_at_fault(cluster, monkeypatch, nodes, tasks):
+    stub = cluster(lambda task: "done", nodes=nodes)
+    resources = Resources(slurm=SlurmOptions(poll=0.01, shard=5))
+    results = dict(on_slurm(on_gpu({3, 11}), range(20), resources, folder=stub.folder, patience=0))
+    faults = {job for job, result in results.items() if isinstance(result, RuntimeError)}
+    assert faults == {3, 11} and len(results) == 20 and len(stub.tasks) == tasks
+    assert {task.node for task in stub.tasks if len(task.shard) == 1} == set(nodes[1:])
+
+
+def test_a_node_where_job_after_job_meets_a_fault_is_left_out(cluster):
+    class OnOneGpu(Submitted):
+        def result(self):
+            return Told(self.node, [(0, RuntimeError(ILLEGAL) if self.node == "a" else str(self.shard[0]))])
+
+    stub = cluster(lambda task: "done", submitted=OnOneGpu)
+    assert sorted(run(stub, range(20), shard=1, parallel=1)) == [(i, str(i)) for i in range(20)]
+    assert [task.node for task in stub.tasks].count("a") == 5
