@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,7 @@ from gsmae.reproduce.timing import Size, expected_seconds
 from gsmae.training import Interrupted
 
 from .inputs import alone
+from .side_by_side import side_by_side
 from .verb import Arguments, Flag, Outcome, parse, plain
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,11 @@ class ReproduceArguments(Arguments):
     """only these arms; none: all"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one"""
+    jobs: int = 1
+    """runs at a time, each in a process of its own; they share the device"""
+    seconds: float | None = None
+    """with --jobs above 1: stop after so many; runs that are under way go on another time. 0: only the table of what
+    is there"""
     dry_run: Annotated[Flag, tyro.conf.arg(name="dry-run")] = False
     """only say which runs there will be and about how long they take"""
 
@@ -65,6 +72,8 @@ def reproduce(argv: list[str]) -> Outcome:
         return Outcome({"tables": {n: plain(t) for n, t in TABLES.items()}}, 0, "--json" in argv, _tables())
     a = parse(ReproduceArguments, "reproduce", argv)
     alone("reproduce")
+    if a.jobs < 1 or a.seconds and a.jobs == 1:
+        raise InputError(f"--jobs {a.jobs}", "at least 1, and at least 2 with --seconds")
     table, base, packs = read_table(a.table), read_base(a.config), _packs(a)
     data = {name: Data(pack.path, pack.fingerprint[:12]) for name, pack in packs.items()}
     made = plan(table, a.seeds, data, recipe=a.recipe, base=base, arms=a.limit_arms)
@@ -84,13 +93,21 @@ def reproduce(argv: list[str]) -> Outcome:
         return result
 
     with only_writer(a.out, "process", does="reproduces a table", keep=True):
-        left = [step for step in made.steps if not measured(step, runs)]
+        left = [] if a.seconds == 0 else [step for step in made.steps if not measured(step, runs)]
+        if a.jobs > 1:
+            work = partial(tried, runs=runs, recipe=a.recipe, device=a.device)
+            with bar(name, "run", total=len(left)) as shown:
+                for step, reason in side_by_side(left, work, a.jobs, a.seconds):
+                    failures |= {step.digest: reason} if reason else {}
+                    note()
+                    shown.update()
+            left = []
         expected = [0.0 if isinstance(s, str) else s for s in expected_seconds(left, _sizes(packs), a.device)]
         with bar(name, "s", total=sum(expected), bar_format=BAR) as shown:
             for number, (step, seconds) in enumerate(zip(left, expected, strict=True)):
                 shown.set_postfix_str(f"run {number + 1} of {len(left)}: {step.folder(runs).name}")
                 reason = failures.get(step.init.digest, "") if step.init else ""
-                reason = reason or _tried(step, runs, a.recipe, a.device)
+                reason = reason or tried(step, runs, a.recipe, a.device)
                 if reason:
                     failures[step.digest] = reason
                 note()
@@ -125,7 +142,7 @@ def _folds(step: Step, runs: Path) -> Path:
     return path
 
 
-def _tried(step: Step, runs: Path, recipe: str, device: str) -> str:
+def tried(step: Step, runs: Path, recipe: str, device: str) -> str:
     """Train and measure one run; why it failed, or ""."""
     from . import fewshot, learning, probing
 

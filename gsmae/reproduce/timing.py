@@ -53,7 +53,21 @@ def expected_seconds(steps: Sequence[Step], sizes: Mapping[Path, Size], device: 
 
 def seconds_per_step(step: Step, size: Size, device: str) -> float:
     """Seconds of one optimiser step on random input; on a CPU with at most 8 objects, and then by proportion."""
-    where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    where = _where(device)
+    objects = step.train.batch_size if where == "cuda" else min(8, step.train.batch_size)
+    taker, batch, spent = *stepper(step, size, device, objects), 0.0
+    for number in range(2):  # the first warms up
+        start = time.perf_counter()
+        taker.take(batch, number, step.train.lr, 0.0)
+        if where == "cuda":
+            torch.cuda.synchronize()
+        spent = time.perf_counter() - start
+    return spent * step.train.batch_size / objects
+
+
+def stepper(step: Step, size: Size, device: str, objects: int | None = None) -> tuple[Stepper, Batch]:
+    """What takes a step's optimiser steps, with fresh weights, and random input of so many objects (none: a batch)."""
+    where = _where(device)
     kind = {"probe": "pretrain", "fewshot": "classify"}.get(step.kind, step.kind)
     config: Any = step.config
     initial: Any = step.init.config if step.init else config
@@ -65,18 +79,15 @@ def seconds_per_step(step: Step, size: Size, device: str) -> float:
     task: Any = Segment([], {}) if kind == "segment" else TASKS[kind]()
     generator = torch.Generator().manual_seed(0)
     model = TASKS[kind].model(config.model.model_copy(update=own), spec, generator=generator).to(where).train()
-    objects = train.batch_size if where == "cuda" else min(8, train.batch_size)
-    batch, spent = _batch(objects, train, spec.normalize, generator).to(where), 0.0
-    pieces = max(1, round(train.accumulate * objects / train.batch_size))  # of about the size that they will have
+    count: int = train.batch_size if objects is None else objects
+    batch = _batch(count, train, spec.normalize, generator).to(where)
+    pieces = max(1, round(train.accumulate * count / train.batch_size))  # of about the size that they will have
     alike = train.model_copy(update={"accumulate": pieces})
-    stepper = Stepper(task, model, alike, Team(where, train.precision), lambda: False)
-    for number in range(2):  # the first warms up
-        start = time.perf_counter()
-        stepper.take(batch, number, train.lr, 0.0)
-        if where == "cuda":
-            torch.cuda.synchronize()
-        spent = time.perf_counter() - start
-    return spent * train.batch_size / objects
+    return Stepper(task, model, alike, Team(where, train.precision), lambda: False), batch
+
+
+def _where(device: str) -> str:
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _batch(objects: int, train: Any, normalize: tuple[str, ...], generator: torch.Generator) -> Batch:

@@ -214,3 +214,19 @@ def test_a_probe_of_another_pack_is_measured_and_not_taken_from_the_first(place,
         found.append(arm["seeds"][0])
     assert [f["objects"] for f in found] == [6, 8] and found[0]["run"] == found[1]["run"]
     assert len(list((tmp_path / "out" / "runs" / found[0]["run"]).glob("probe_knn_test*.json"))) == 2
+
+
+def test_runs_side_by_side_give_the_same_numbers_and_what_fails_fails_alone(place, whole, tmp_path):
+    result = table(place, tmp_path, "--seeds", "0", "--jobs", "2", code=4)
+    assert numbers(tmp_path) == [row for row in numbers(whole) if row["seed"] == "0"]
+    assert "did you mean 'means'" in {arm["name"]: arm for arm in result["arms"]}["misspelt"]["seeds"][0]["error"]
+
+
+def test_without_time_there_is_a_table_of_what_is_there(place, whole, tmp_path):
+    shutil.copytree(whole / "runs", tmp_path / "runs")
+    for path in (tmp_path / "runs").glob("classify-linear*-s1-*/evaluation_test.json"):
+        path.unlink()
+    result = table(place, tmp_path, "--seeds", "0", "1", "--seconds", "0", code=4)
+    found = {arm["name"]: [bool(seed["metrics"]) for seed in arm["seeds"]] for arm in result["arms"]}
+    assert found["pretrained"] == [True, True] and found["linear head"] == [True, False]
+    table(place, tmp_path, "--seconds", "5", code=3)
