@@ -88,8 +88,8 @@ def balls(places: Tensor, centers: Tensor, most: int, radius: float) -> Tensor:
         near + first * n,
         torch.arange(batch * g, device=places.device).reshape(batch, g, 1).expand_as(near),
     )
-    inside = apart <= radius * radius
-    return torch.stack([source[inside], target[inside]])
+    inside = (apart <= radius * radius).flatten().nonzero()[:, 0]  # how many is the one thing a GPU is waited for
+    return torch.stack([source.flatten()[inside], target.flatten()[inside]])
 
 
 def _abstract(layer: Any, places: Tensor, features: Tensor | None, count: int, most: int, radius: float):

@@ -19,6 +19,7 @@ from ..errors import GsmaeError, InputError
 from ..files import sweep, write_json
 from ..progress import bar
 from . import processes
+from .compiling import uncompiled
 from .journal import Journal
 from .optimizer import learning_rate
 from .run import Interrupted, Stream, Task, TrainConfig, TrainReport
@@ -204,7 +205,7 @@ class Loop:
         if self.val is not None:
             measured = self.model if self.steps.average is None else self.steps.average.module
             measured.eval()
-            with torch.no_grad():
+            with torch.no_grad(), uncompiled(self.config.compile):
                 metrics = self.task.evaluate(measured, self._val_batches(self.val))
             if self.journal:
                 epoch = self.step / self.per_epoch

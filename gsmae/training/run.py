@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..batch import Batch
@@ -42,6 +42,9 @@ class TrainConfig(Config):
     what a checkpoint holds for use"""
     precision: Literal["fp32", "bf16"] = "fp32"
     """of matrix products in training: fp32, or bf16 by autocast; weights, optimiser and validation stay in fp32"""
+    compile: Literal["no", "fuse", "graphs"] = "no"
+    """whether torch.compile makes kernels of a pretraining network for its steps on a GPU: fuse, or graphs, which are
+    also launched all at once, for small batches. The first step takes minutes, and drop path draws other numbers"""
     val_every: Annotated[int, Field(ge=1)] = 10
     """epochs between two looks at the validation split"""
     save_every: Annotated[int, Field(ge=1)] = 10
@@ -54,6 +57,12 @@ class TrainConfig(Config):
     """moves of data.augment.AUGMENTATIONS: default (turns about the vertical, scale, shift), paper, rotations, none"""
     seed: int = 0
     """of weights, order, windows, masks and dropout"""
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainConfig:
+        if self.compile == "graphs" and self.accumulate > 1:
+            raise ValueError("the gradients of a CUDA graph do not add up: compile 'fuse', or accumulate 1")
+        return self
 
 
 class Stream(Protocol):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..averages import Average
 from ..batch import Batch
 from ..shares import Share, divide, working_on
+from .compiling import begin_step, compile_network
 from .optimizer import adamw, step_seed
 from .processes import Team
 from .run import Task, TrainConfig
@@ -58,6 +59,7 @@ class Stepper:
     def __init__(self, task: Task, model: nn.Module, config: TrainConfig, team: Team, stopped: Callable[[], bool]):
         self.task, self.model, self.config, self.team, self._stopped = task, model, config, team, stopped
         self.net = team.join(model, _Step(task, model))
+        compile_network(model, config.compile)
         self.optimizer = adamw(model, config)
         self.average = self._average()
 
@@ -71,6 +73,7 @@ class Stepper:
         """Step number `step`, counted from zero, on this process's samples of a batch. Raises Stopped."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        begin_step(self.config.compile)
         # a CPU knows in time whether a step is skipped: only BatchNorm is to be put back there
         followers = list(self.model.buffers()) if self.team.prompt else self._followers()
         before = [f.detach().clone() for f in followers]

@@ -135,9 +135,10 @@ class Released(nn.Module):
     def group(self, points: Tensor) -> tuple[Tensor, Tensor]:
         means = points[..., :3].contiguous()
         batch, n, _ = means.shape
-        chosen = torch.zeros(batch, self.groups, dtype=torch.int64)
-        to_chosen, rows = torch.full((batch, n), 1e10), torch.arange(batch)
-        current = torch.zeros(batch, dtype=torch.int64)
+        on = points.device
+        chosen = torch.zeros(batch, self.groups, dtype=torch.int64, device=on)
+        to_chosen, rows = torch.full((batch, n), 1e10, device=on), torch.arange(batch, device=on)
+        current = torch.zeros(batch, dtype=torch.int64, device=on)
         for i in range(self.groups):
             chosen[:, i] = current
             distance = (means - means[rows, current][:, None]).square().sum(dim=-1)
