@@ -134,7 +134,9 @@ class Masked(nn.Module):
     def _tokens(self, groups: Groups, visible: Tensor) -> Tensor:
         """Tokens of the visible groups [B, V, D]."""
         if self.config.tokenize == "all":
-            return rows(self.encoder.tokenize(groups.points), visible)
+            tokens = self.encoder.tokenize(groups.points)
+            # the gradient of `rows` sorts its indices on a GPU, in a dozen launches
+            return tokens.gather(1, visible[..., None].expand(-1, -1, tokens.shape[-1]))
         return self.encoder.tokenize(rows(groups.points, visible))
 
     def _encode(self, groups: Groups, visible: Tensor) -> Tensor:
