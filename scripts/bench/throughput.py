@@ -263,9 +263,9 @@ def table(options: argparse.Namespace, ends: float) -> None:
         for data in options.data:
             for pooling in options.pooling:
                 for size in options.sizes:
-                    slowest: float | None = None
+                    slowest, batch = None, fixed_batch(options, size)
                     for way in options.ways:
-                        given = endless(size) if endless and data == "stream" else repeat(fixed_batch(options, size))
+                        given = endless(size) if endless and data == "stream" else repeat(batch)
                         found = row(options, way, pooling, given, ends)
                         if isinstance(found, str):
                             print(f"| {data} | {pooling} | {size} | {way} | {found} |", flush=True)
