@@ -158,10 +158,10 @@ def kernels(batch: Any, config: BuildConfig, options: argparse.Namespace, most: 
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         run.run(options.rounds, turns)
         torch.cuda.synchronize()
-    spent = {e.key: e.self_device_time_total / 1000 / len(turns) for e in profiler.key_averages()}
+    spent: dict[str, float] = {e.key: e.self_device_time_total / 1e3 / len(turns) for e in profiler.key_averages()}
     ordered = sorted(spent, key=lambda name: -spent[name])
     found = {name[:60]: spent[name] for name in ordered[:most]}
-    return found | {f"{len(ordered) - most} others": sum(spent[name] for name in ordered[most:])}
+    return found | {f"{len(ordered) - most} others": sum((spent[name] for name in ordered[most:]), 0.0)}
 
 
 def fresh(

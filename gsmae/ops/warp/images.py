@@ -31,8 +31,8 @@ def _compare(image: Tensor, target: Tensor, keep: bool) -> tuple[Tensor, Tensor]
     kernels, device = runtime.kernels("pictures"), image.device
     count, height, width, _ = image.shape
     pixels = count * height * width
-    maps = image.new_empty(pixels, 4, 3)
-    slopes = image.new_empty(pixels if keep else 0, 3, 3)
+    maps = image.new_empty(12, pixels)
+    slopes = image.new_empty(9, pixels if keep else 0)
     values = image.new_empty(pixels, 2)
     with runtime.on(device) as wp:
         runtime.launch(wp, kernels.means_along_rows, pixels, device, image, target, width, height, maps)
@@ -57,7 +57,7 @@ class _L1Ssim(torch.autograd.Function):
         image, target, slopes = ctx.saved_tensors
         kernels, device = runtime.kernels("pictures"), image.device
         height, width = image.shape[1:3]
-        pixels, size = slopes.shape[0], image.numel() // ctx.shape[0]
+        pixels, size = slopes.shape[1], image.numel() // ctx.shape[0]
         maps, out = torch.empty_like(slopes), torch.empty_like(image)
         with runtime.on(device) as wp:
             runtime.launch(wp, kernels.slopes_along_rows, pixels, device, slopes, width, height, maps)

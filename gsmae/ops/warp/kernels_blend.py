@@ -3,8 +3,10 @@
 # ruff: noqa: UP018  (in Warp `int(0)` declares a variable, `0` a constant)
 """Blending of the sorted splats of a tile, and the gradients of it: one thread for a pixel, one block for a tile.
 
-On a GPU the 32 threads of a warp hold 8 x 4 pixels of one tile and walk the same list, so they meet at every splat and
-add up what it is owed among themselves before one of them adds it to memory. On the CPU each thread is alone.
+On a GPU the 32 threads of a warp hold a patch of 8 x 4 pixels of one tile and walk the same list: 32 splats at a time
+are looked at by a thread each, which says whether its splat can reach the patch, and only those are blended. Threads
+meet at every such splat and add up what it is owed among themselves before it is added to memory. On the CPU each
+thread is alone with its pixel: a patch of one, a warp of one.
 """
 
 import warp as wp
@@ -18,6 +20,7 @@ ALPHA_MAX = wp.constant(constants.ALPHA_MAX)
 TRANSMITTANCE_MIN = wp.constant(constants.TRANSMITTANCE_MIN)
 TILE = constants.TILE
 PIXELS = wp.constant(TILE * TILE)
+PATCH_X, PATCH_Y = wp.constant(8), wp.constant(4)
 
 
 @wp.func_native("""
@@ -32,15 +35,6 @@ def fast_exp(x: float) -> float: ...
 
 @wp.func_native("""
 #if defined(__CUDA_ARCH__)
-    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
-#endif
-    return x;
-""")
-def warp_sum(x: float) -> float: ...
-
-
-@wp.func_native("""
-#if defined(__CUDA_ARCH__)
     return __any_sync(0xffffffffu, x);
 #else
     return x;
@@ -51,12 +45,110 @@ def warp_any(x: int) -> int: ...
 
 @wp.func_native("""
 #if defined(__CUDA_ARCH__)
-    return (threadIdx.x & 31) == 0;
+    return __ballot_sync(0xffffffffu, x);
+#else
+    return x ? 1u : 0u;
+#endif
+""")
+def ballot(x: int) -> wp.uint32: ...
+
+
+@wp.func_native("""
+#if defined(__CUDA_ARCH__)
+    return __shfl_sync(0xffffffffu, row, __ffs(waiting) - 1);
+#else
+    return row;
+#endif
+""")
+def next_row(row: int, waiting: wp.uint32) -> int:
+    """The row of the first thread that waits."""
+    ...
+
+
+@wp.func_native("""
+    return waiting & (waiting - 1u);
+""")
+def without_first(waiting: wp.uint32) -> wp.uint32: ...
+
+
+@wp.func_native("""
+#if defined(__CUDA_ARCH__)
+    return threadIdx.x & 31;
+#else
+    return 0;
+#endif
+""")
+def lane() -> int: ...
+
+
+@wp.func_native("""
+#if defined(__CUDA_ARCH__)
+    return 32;
 #else
     return 1;
 #endif
 """)
-def first_of_warp() -> int: ...
+def lanes() -> int: ...
+
+
+@wp.func_native("""
+#if defined(__CUDA_ARCH__)
+    return pixel / size * size + 0.5f * size;
+#else
+    return pixel + 0.5f;
+#endif
+""")
+def patch_centre(pixel: int, size: int) -> float: ...
+
+
+@wp.func_native("""
+#if defined(__CUDA_ARCH__)
+    return 0.5f * size - 0.5f;
+#else
+    return 0.0f;
+#endif
+""")
+def patch_half(size: int) -> float:
+    """From the centre of a patch to the centre of its last pixel."""
+    ...
+
+
+@wp.func_native("""
+#if defined(__CUDA_ARCH__)
+    // Eight sums over 32 threads in nine exchanges: each halves what a thread carries, and how many it carries it for.
+    const bool high = threadIdx.x & 16, middle = threadIdx.x & 8, low = threadIdx.x & 4;
+    const float b0 = (high ? a4 : a0) + __shfl_xor_sync(0xffffffffu, high ? a0 : a4, 16);
+    const float b1 = (high ? a5 : a1) + __shfl_xor_sync(0xffffffffu, high ? a1 : a5, 16);
+    const float b2 = (high ? a6 : a2) + __shfl_xor_sync(0xffffffffu, high ? a2 : a6, 16);
+    const float b3 = (high ? a7 : a3) + __shfl_xor_sync(0xffffffffu, high ? a3 : a7, 16);
+    const float c0 = (middle ? b2 : b0) + __shfl_xor_sync(0xffffffffu, middle ? b0 : b2, 8);
+    const float c1 = (middle ? b3 : b1) + __shfl_xor_sync(0xffffffffu, middle ? b1 : b3, 8);
+    float d = (low ? c1 : c0) + __shfl_xor_sync(0xffffffffu, low ? c0 : c1, 4);
+    d += __shfl_xor_sync(0xffffffffu, d, 2);
+    d += __shfl_xor_sync(0xffffffffu, d, 1);
+    for (int step = 16; step > 0; step /= 2) a8 += __shfl_xor_sync(0xffffffffu, a8, step);
+    const int lane = threadIdx.x & 31;
+    if ((lane & 3) == 0 || lane == 1) atomicAdd(sums.data + 9 * row + (lane == 1 ? 8 : lane / 4), lane == 1 ? a8 : d);
+#else
+    float* to = sums.data + 9 * row;
+    to[0] += a0; to[1] += a1; to[2] += a2; to[3] += a3; to[4] += a4; to[5] += a5; to[6] += a6; to[7] += a7; to[8] += a8;
+#endif
+""")
+def add_sums(sums: wp.array2d(dtype=wp.float32), row: int, a0: float, a1: float, a2: float, a3: float, a4: float,
+             a5: float, a6: float, a7: float, a8: float):  # fmt: skip
+    """Adds nine numbers of all threads of a warp to those of a row, [rows, 9] without gaps."""
+    ...
+
+
+@wp.func_native("""
+#if defined(__CUDA_ARCH__)
+    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+    if ((threadIdx.x & 31) == 0) atomicAdd(weights.data + row, (double)x);
+#else
+    weights.data[row] += x;
+#endif
+""")
+def add_weight(weights: wp.array(dtype=wp.float64), row: int, x: float): ...
 
 
 @wp.func
@@ -64,11 +156,21 @@ def place(thread: int, tiles_x: int, tiles: int):
     """Tile among those of all views, view, and pixel of a thread: (tile, view, x, y)."""
     tile, pixel = thread // PIXELS, thread % PIXELS
     view, inside = tile // tiles, tile % tiles
-    lane, part = pixel % 32, pixel // 32
+    place_in_warp, part = pixel % 32, pixel // 32
     return wp.vec4i(
         tile, view,
-        inside % tiles_x * TILE + part % 2 * 8 + lane % 8,
-        inside // tiles_x * TILE + part // 2 * 4 + lane // 8,
+        inside % tiles_x * TILE + part % 2 * PATCH_X + place_in_warp % PATCH_X,
+        inside // tiles_x * TILE + part // 2 * PATCH_Y + place_in_warp // PATCH_X,
+    )  # fmt: skip
+
+
+@wp.func
+def reaches(records: wp.array2d(dtype=wp.vec4), row: int, x: int, y: int):
+    """Whether a splat's box meets the patch of a pixel; outside its box a splat is nowhere drawn."""
+    record0, record2 = records[row, 0], records[row, 2]
+    return (
+        wp.abs(record0[0] - patch_centre(x, PATCH_X)) <= record2[1] + patch_half(PATCH_X)
+        and wp.abs(record0[1] - patch_centre(y, PATCH_Y)) <= record2[2] + patch_half(PATCH_Y)
     )  # fmt: skip
 
 
@@ -93,24 +195,36 @@ def forward(
     """colors, alphas [S, H, W]."""
     at = place(wp.tid(), tiles_x, tiles)
     px, py = float(at[2]) + 0.5, float(at[3]) + 0.5
-    if at[2] >= width or at[3] >= height:
-        return
+    inside = at[2] < width and at[3] < height
+    open = inside
     through = float(1.0)
     color = wp.vec3()
-    for j in range(bounds[at[0], 0], bounds[at[0], 1]):
-        row = values[j]
-        record0, record1 = records[row, 0], records[row, 1]
-        dx = px - record0[0]
-        power = log_alpha(record0, record1, dx, py - record0[1] - record0[2] * dx)
-        if power >= LOG_ALPHA_MIN:
-            wanted = wp.min(fast_exp(power), ALPHA_MAX) * through
-            rest = through - wanted
-            if rest <= TRANSMITTANCE_MIN:
-                break
-            color += wanted * wp.vec3(record1[2], record1[3], records[row, 2][0])
-            through = rest
-    colors[at[1], at[3], at[2]] = color + through * background[0]
-    alphas[at[1], at[3], at[2]] = 1.0 - through
+    end, first = bounds[at[0], 1], int(bounds[at[0], 0])
+    # the conditions of the loops are the same for all threads of a warp: none may leave before the others
+    while first < end and warp_any(int(open)) != 0:
+        mine, hit = int(0), int(0)
+        if first + lane() < end:
+            mine = values[first + lane()]
+            hit = int(reaches(records, mine, at[2], at[3]))
+        waiting = ballot(hit)
+        while waiting != wp.uint32(0):
+            row = next_row(mine, waiting)
+            waiting = without_first(waiting)
+            record0, record1 = records[row, 0], records[row, 1]
+            dx = px - record0[0]
+            power = log_alpha(record0, record1, dx, py - record0[1] - record0[2] * dx)
+            if open and power >= LOG_ALPHA_MIN:
+                wanted = wp.min(fast_exp(power), ALPHA_MAX) * through
+                rest = through - wanted
+                if rest <= TRANSMITTANCE_MIN:
+                    open = False
+                else:
+                    color += wanted * wp.vec3(record1[2], record1[3], records[row, 2][0])
+                    through = rest
+        first += lanes()
+    if inside:
+        colors[at[1], at[3], at[2]] = color + through * background[0]
+        alphas[at[1], at[3], at[2]] = 1.0 - through
 
 
 @wp.kernel
@@ -148,46 +262,44 @@ def backward(
             g_alpha = g_alphas[at[1], at[3], at[2]]
             behind += alphas[at[1], at[3], at[2]] * g_alpha
     through = float(1.0)
-    for j in range(bounds[at[0], 0], bounds[at[0], 1]):
-        # the same for all threads of a warp: none may leave it before the others
-        if warp_any(int(open)) == 0:
-            break
-        row = values[j]
-        record0, record1 = records[row, 0], records[row, 1]
-        dx = px - record0[0]
-        u = py - record0[1] - record0[2] * dx
-        power = log_alpha(record0, record1, dx, u)
-        drawn = open and power >= LOG_ALPHA_MIN
-        d, weight = float(0.0), float(0.0)
-        if drawn:
-            value = fast_exp(power)
-            alpha = wp.min(value, ALPHA_MAX)
-            wanted = alpha * through
-            rest = through - wanted
-            if rest <= TRANSMITTANCE_MIN:
-                open = False
-                drawn = False
-            else:
-                weight = wanted
-                shade = record1[2] * g[0] + record1[3] * g[1] + records[row, 2][0] * g[2] + g_alpha
-                behind -= weight * shade
-                if value <= ALPHA_MAX:
-                    d = value * (through * shade - behind / (1.0 - alpha))
-                through = rest
-        if warp_any(int(drawn)) != 0:
-            one, by_dx, by_dx2 = warp_sum(d), warp_sum(d * dx), warp_sum(d * dx * dx)
-            by_u, by_udx, by_u2 = warp_sum(d * u), warp_sum(d * u * dx), warp_sum(d * u * u)
-            red, green, blue = warp_sum(weight * g[0]), warp_sum(weight * g[1]), warp_sum(weight * g[2])
-            if first_of_warp() != 0:
-                wp.atomic_add(sums, row, 0, one)
-                wp.atomic_add(sums, row, 1, by_dx)
-                wp.atomic_add(sums, row, 2, by_dx2)
-                wp.atomic_add(sums, row, 3, by_u)
-                wp.atomic_add(sums, row, 4, by_udx)
-                wp.atomic_add(sums, row, 5, by_u2)
-                wp.atomic_add(sums, row, 6, red)
-                wp.atomic_add(sums, row, 7, green)
-                wp.atomic_add(sums, row, 8, blue)
+    end, first = bounds[at[0], 1], int(bounds[at[0], 0])
+    while first < end and warp_any(int(open)) != 0:
+        mine, hit = int(0), int(0)
+        if first + lane() < end:
+            mine = values[first + lane()]
+            hit = int(reaches(records, mine, at[2], at[3]))
+        waiting = ballot(hit)
+        while waiting != wp.uint32(0):
+            row = next_row(mine, waiting)
+            waiting = without_first(waiting)
+            record0, record1 = records[row, 0], records[row, 1]
+            dx = px - record0[0]
+            u = py - record0[1] - record0[2] * dx
+            power = log_alpha(record0, record1, dx, u)
+            drawn = open and power >= LOG_ALPHA_MIN
+            d, weight = float(0.0), float(0.0)
+            if drawn:
+                value = fast_exp(power)
+                alpha = wp.min(value, ALPHA_MAX)
+                wanted = alpha * through
+                rest = through - wanted
+                if rest <= TRANSMITTANCE_MIN:
+                    open = False
+                    drawn = False
+                else:
+                    weight = wanted
+                    shade = record1[2] * g[0] + record1[3] * g[1] + records[row, 2][0] * g[2] + g_alpha
+                    behind -= weight * shade
+                    if value <= ALPHA_MAX:
+                        d = value * (through * shade - behind / (1.0 - alpha))
+                    through = rest
+            if warp_any(int(drawn)) != 0:
+                by_dx, by_u = d * dx, d * u
+                add_sums(
+                    sums, row, d, by_dx, by_dx * dx, by_u, by_u * dx, by_u * u, weight * g[0], weight * g[1],
+                    weight * g[2],
+                )  # fmt: skip
+        first += lanes()
     if inside and rests.shape[0] > 0:
         rests[at[1], at[3], at[2]] = through
 
@@ -208,22 +320,27 @@ def weigh(
     px, py = float(at[2]) + 0.5, float(at[3]) + 0.5
     open = at[2] < width and at[3] < height
     through = float(1.0)
-    for j in range(bounds[at[0], 0], bounds[at[0], 1]):
-        if warp_any(int(open)) == 0:
-            break
-        row = values[j]
-        record0, record1 = records[row, 0], records[row, 1]
-        dx = px - record0[0]
-        power = log_alpha(record0, record1, dx, py - record0[1] - record0[2] * dx)
-        weight = float(0.0)
-        if open and power >= LOG_ALPHA_MIN:
-            wanted = wp.min(fast_exp(power), ALPHA_MAX) * through
-            if through - wanted <= TRANSMITTANCE_MIN:
-                open = False
-            else:
-                weight = wanted
-                through -= wanted
-        if warp_any(int(weight > 0.0)) != 0:
-            total = warp_sum(weight)
-            if first_of_warp() != 0:
-                wp.atomic_add(weights, row, wp.float64(total))
+    end, first = bounds[at[0], 1], int(bounds[at[0], 0])
+    while first < end and warp_any(int(open)) != 0:
+        mine, hit = int(0), int(0)
+        if first + lane() < end:
+            mine = values[first + lane()]
+            hit = int(reaches(records, mine, at[2], at[3]))
+        waiting = ballot(hit)
+        while waiting != wp.uint32(0):
+            row = next_row(mine, waiting)
+            waiting = without_first(waiting)
+            record0, record1 = records[row, 0], records[row, 1]
+            dx = px - record0[0]
+            power = log_alpha(record0, record1, dx, py - record0[1] - record0[2] * dx)
+            weight = float(0.0)
+            if open and power >= LOG_ALPHA_MIN:
+                wanted = wp.min(fast_exp(power), ALPHA_MAX) * through
+                if through - wanted <= TRANSMITTANCE_MIN:
+                    open = False
+                else:
+                    weight = wanted
+                    through -= wanted
+            if warp_any(int(weight > 0.0)) != 0:
+                add_weight(weights, row, weight)
+        first += lanes()

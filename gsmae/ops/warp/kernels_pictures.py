@@ -2,7 +2,8 @@
 # Warp's kernels look like Python and are not; its types are not Python's.
 """L1 + SSIM of pictures and its gradient (see csrc/images.cpp): a filter along rows, one along columns, for each way.
 
-One thread for a pixel, its three channels together; pictures are [S, H, W], S = objects * views.
+One thread for a pixel, its three channels together; pictures are [S, H, W], S = objects * views. What lies between the
+kernels has a plane for each number and channel, so that threads side by side read and write side by side.
 """
 
 import warp as wp
@@ -39,15 +40,28 @@ def place(thread: int, width: int, height: int):
     return wp.vec3i(thread // (width * height), thread // width % height, thread % width)
 
 
+@wp.func
+def added(sums: wp.vec3, weight: float, maps: wp.array2d(dtype=wp.float32), first: int, at: int):
+    """sums + weight * three maps in a row, the first of which is named."""
+    return sums + weight * wp.vec3(maps[first, at], maps[first + 1, at], maps[first + 2, at])
+
+
+@wp.func
+def put(maps: wp.array2d(dtype=wp.float32), first: int, at: int, value: wp.vec3):
+    maps[first, at] = value[0]
+    maps[first + 1, at] = value[1]
+    maps[first + 2, at] = value[2]
+
+
 @wp.kernel
 def means_along_rows(
     image: wp.array3d(dtype=wp.vec3),
     target: wp.array3d(dtype=wp.vec3),
     width: int,
     height: int,
-    maps: wp.array2d(dtype=wp.vec3),
+    maps: wp.array2d(dtype=wp.float32),
 ):
-    """maps [S * H * W, 4]: windowed means along a row of x, y, x^2 + y^2 and x y."""
+    """maps [4 * 3, S * H * W]: windowed means along a row of x, y, x^2 + y^2 and x y, a plane for each channel."""
     i = wp.tid()
     at = place(i, width, height)
     mx, my, square, product = wp.vec3(), wp.vec3(), wp.vec3(), wp.vec3()
@@ -60,10 +74,10 @@ def means_along_rows(
             my += w * y
             square += w * (wp.cw_mul(x, x) + wp.cw_mul(y, y))
             product += w * wp.cw_mul(x, y)
-    maps[i, 0] = mx
-    maps[i, 1] = my
-    maps[i, 2] = square
-    maps[i, 3] = product
+    put(maps, 0, i, mx)
+    put(maps, 3, i, my)
+    put(maps, 6, i, square)
+    put(maps, 9, i, product)
 
 
 @wp.kernel
@@ -72,12 +86,12 @@ def compare(
     target: wp.array3d(dtype=wp.vec3),
     width: int,
     height: int,
-    maps: wp.array2d(dtype=wp.vec3),
-    slopes: wp.array2d(dtype=wp.vec3),
+    maps: wp.array2d(dtype=wp.float32),
+    slopes: wp.array2d(dtype=wp.float32),
     values: wp.array(dtype=wp.vec2),
 ):
-    """slopes [S * H * W, 3]: gradients of the summed SSIM by the means of x, of x^2 + y^2 and of x y (or no rows);
-    values [S * H * W]: SSIM and |x - y|, each summed over the channels."""
+    """slopes [3 * 3, S * H * W]: gradients of the summed SSIM by the means of x, of x^2 + y^2 and of x y (or no
+    columns); values [S * H * W]: SSIM and |x - y|, each summed over the channels."""
     i = wp.tid()
     at = place(i, width, height)
     mx, my, square, product = wp.vec3(), wp.vec3(), wp.vec3(), wp.vec3()
@@ -85,10 +99,10 @@ def compare(
         row = at[1] + k
         if row >= 0 and row < height:
             w, j = window(k), i + k * width
-            mx += w * maps[j, 0]
-            my += w * maps[j, 1]
-            square += w * maps[j, 2]
-            product += w * maps[j, 3]
+            mx = added(mx, w, maps, 0, j)
+            my = added(my, w, maps, 3, j)
+            square = added(square, w, maps, 6, j)
+            product = added(product, w, maps, 9, j)
     by_mean, by_square, by_product = wp.vec3(), wp.vec3(), wp.vec3()
     similar = 0.0
     for c in range(3):
@@ -101,29 +115,31 @@ def compare(
         by_square[c] = -value * b1 * inverse
         by_product[c] = 2.0 * a1 * inverse
         similar += value
-    if slopes.shape[0] > 0:
-        slopes[i, 0] = by_mean
-        slopes[i, 1] = by_square
-        slopes[i, 2] = by_product
+    if slopes.shape[1] > 0:
+        put(slopes, 0, i, by_mean)
+        put(slopes, 3, i, by_square)
+        put(slopes, 6, i, by_product)
     d = image[at[0], at[1], at[2]] - target[at[0], at[1], at[2]]
     values[i] = wp.vec2(similar, wp.abs(d[0]) + wp.abs(d[1]) + wp.abs(d[2]))
 
 
 @wp.kernel
-def slopes_along_rows(slopes: wp.array2d(dtype=wp.vec3), width: int, height: int, maps: wp.array2d(dtype=wp.vec3)):
-    """maps [S * H * W, 3]: the slopes filtered along rows."""
+def slopes_along_rows(
+    slopes: wp.array2d(dtype=wp.float32), width: int, height: int, maps: wp.array2d(dtype=wp.float32)
+):
+    """maps [3 * 3, S * H * W]: the slopes filtered along rows."""
     i = wp.tid()
     at = place(i, width, height)
     first, second, third = wp.vec3(), wp.vec3(), wp.vec3()
     for k in range(-RADIUS, RADIUS + 1):
         if at[2] + k >= 0 and at[2] + k < width:
             w, j = window(k), i + k
-            first += w * slopes[j, 0]
-            second += w * slopes[j, 1]
-            third += w * slopes[j, 2]
-    maps[i, 0] = first
-    maps[i, 1] = second
-    maps[i, 2] = third
+            first = added(first, w, slopes, 0, j)
+            second = added(second, w, slopes, 3, j)
+            third = added(third, w, slopes, 6, j)
+    put(maps, 0, i, first)
+    put(maps, 3, i, second)
+    put(maps, 6, i, third)
 
 
 @wp.kernel
@@ -133,7 +149,7 @@ def gradient(
     width: int,
     height: int,
     views: int,
-    maps: wp.array2d(dtype=wp.vec3),
+    maps: wp.array2d(dtype=wp.float32),
     wanted: wp.array(dtype=wp.float32),
     l1_scale: float,
     ssim_scale: float,
@@ -147,9 +163,9 @@ def gradient(
         row = at[1] + k
         if row >= 0 and row < height:
             w, j = window(k), i + k * width
-            first += w * maps[j, 0]
-            second += w * maps[j, 1]
-            third += w * maps[j, 2]
+            first = added(first, w, maps, 0, j)
+            second = added(second, w, maps, 3, j)
+            third = added(third, w, maps, 6, j)
     x, y = image[at[0], at[1], at[2]], target[at[0], at[1], at[2]]
     found = wp.vec3()
     for c in range(3):
