@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
 from importlib import import_module
+from pathlib import Path
 
 from gsmae.errors import GsmaeError, nearest_name
 
@@ -55,6 +57,8 @@ EXIT_CODES = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
+    if argv is None and not {"", str(Path.cwd())} & set(sys.path):  # as the installed command
+        os.environ.setdefault("PYTHONSAFEPATH", "1")  # nor shall processes that we start find a checkout that we are in
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         sys.stdout.write(_help())
@@ -105,8 +109,6 @@ def _help() -> str:
 
 def _ours() -> None:
     """Refuse to run with a foreign package named `data` or `preprocessing` in front of ours."""
-    from pathlib import Path
-
     home = Path(__file__).resolve().parents[2]
     for name in ("data", "preprocessing"):
         found = Path(import_module(name).__file__ or "").resolve().parents[1]

@@ -20,6 +20,7 @@ from .resources import SHARED_BY, Resources
 LOOK = 0.2  # seconds between two looks at a worker's memory and time
 PAGE = os.sysconf("SC_PAGE_SIZE")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+PRELOADED = ["preprocessing.building.objects", "preprocessing.building.jobs"]
 
 
 class Worker:
@@ -35,7 +36,7 @@ class Worker:
         # a process that has loaded torch and nothing else is forked from: a new worker is there at once, and they
         # share that memory
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["preprocessing.building.objects", "preprocessing.building.jobs"])
+        context.set_forkserver_preload([] if _hidden() else PRELOADED)
         self.connection, theirs = context.Pipe()
         passed = ("CUDA_", "ROCR_", "HIP_", SHARED_BY)
         seen = {name: value for name, value in os.environ.items() if name.startswith(passed)} | dict(given or {})
@@ -142,6 +143,17 @@ class Seat:
         """End the worker; returns how it ended."""
         worker, self.worker = self.worker, None
         return worker.end() if worker is not None else ""
+
+
+def _hidden() -> bool:
+    """Whether the folder that we are in holds another `preprocessing` than this one: a checkout that is not installed.
+
+    A process to fork from that preloads looks there first, whatever our own path is, and finds no compiled kernels.
+    """
+    if os.environ.get("PYTHONSAFEPATH") and sys.version_info >= (3, 11):
+        return False
+    there = Path.cwd() / "preprocessing"
+    return there.is_dir() and there.resolve() != Path(__file__).resolve().parents[1]
 
 
 def _watched(worker: Worker, resources: Resources) -> Any:

@@ -4,7 +4,8 @@
 
 Memory (resident) and open descriptors of the builder and of each worker are read as the build goes on, and shown at
 every tenth of it. Exit code 1 where, between the first tenth and the end, memory grew by more than 16 MB or there is
-any descriptor more.
+any descriptor more: the fewest of the last three looks against the fewest of the first three, since one may be open
+while it is looked.
 """
 
 import argparse
@@ -75,9 +76,14 @@ def main() -> None:
         print("| --- |" + " --- |" * (options.workers + 1))
         for done, values in rows:
             print(f"| {done} | " + " | ".join(f"{b / MB:.1f} MB, {fds}" for b, fds in values) + " |")
-        first, last = rows[0][1], next(values for _, values in rows[::-1] if all(b for b, _ in values))
+        whole = [values for _, values in rows if all(b for b, _ in values)]  # without those in which a worker is gone
+        first, last = whole[0], whole[-1]
         grown = [(b - a) / MB for (a, _), (b, _) in zip(first, last, strict=True)]
-        more = [b - a for (_, a), (_, b) in zip(first, last, strict=True)]
+        fewest = [
+            [min(fds) for fds in zip(*([f for _, f in row] for row in part), strict=True)]
+            for part in (whole[:3], whole[-3:])
+        ]
+        more = [b - a for a, b in zip(*fewest, strict=True)]
         print(f"\ngrown by {', '.join(f'{g:.1f} MB' for g in grown)}; descriptors by {', '.join(map(str, more))}")
         sys.exit(1 if max(grown) > 16 or max(more) > 0 or report.done != options.objects else 0)
 

@@ -174,6 +174,29 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path, number):
     assert workers and not any(map(alive, workers))
 
 
+IN_A_CHECKOUT = """
+import preprocessing
+from preprocessing.engines import ENGINES, Resources
+
+def where(_):
+    return preprocessing.__file__
+
+if __name__ == "__main__":
+    print(dict(ENGINES["local"](where, [0], Resources(workers=1)))[0])
+"""
+
+
+def test_workers_are_of_the_same_package_in_a_folder_that_holds_another(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    (tmp_path / "here" / "preprocessing").mkdir(parents=True)
+    (tmp_path / "here" / "preprocessing" / "__init__.py").write_text("")  # a checkout that is not installed
+    (tmp_path / "script.py").write_text(IN_A_CHECKOUT)
+    root = Path(__file__).resolve().parents[2]
+    run = {"cwd": tmp_path / "here", "env": {**os.environ, "PYTHONPATH": str(root)}, "capture_output": True}
+    ended = subprocess.run([sys.executable, str(tmp_path / "script.py")], **run)
+    assert ended.stdout.decode().strip() == str(root / "preprocessing" / "__init__.py"), ended.stderr.decode()
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs; one that nobody has waited for does not."""
     try:
