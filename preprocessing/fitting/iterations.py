@@ -32,7 +32,7 @@ class Iterations:
     """
 
     def __init__(self, twin: Backend, state: Padded, images: Tensor, cameras: Cameras, config: FitConfig, graphs: bool):
-        self.twin, self.state, self.images, self.cameras, self.config = twin, state, images, cameras, config
+        self.twin, self.state, self.images, self.cameras, self.config = twin, state, images.contiguous(), cameras, config
         device = state.device
         self.viewmats = torch.from_numpy(cameras.viewmats).to(device)
         self.Ks = torch.from_numpy(cameras.Ks).to(device)
@@ -139,7 +139,7 @@ class Iterations:
             torch.cat([v["sh0"], v["shN"][:, :, : bands - 1]], dim=2), self.viewmats[self.views][:, None],
             self.Ks[self.views][:, None], camera.width, camera.height, self.white, offsets, self.capacity,
         )  # fmt: skip
-        targets = self.images[self.numbers, self.views][:, None].float() / 255
+        targets = self._targets()[:, None]
         losses = self.twin.l1_ssim_many(pictures, targets, c.ssim_weight)
         *gradients, screen = torch.autograd.grad(losses.sum(), [*v.values(), offsets])
         with torch.no_grad():
@@ -158,6 +158,15 @@ class Iterations:
             pull = torch.where(live[:, None], screen[:, 0].norm(dim=2) * (camera.width / 2), 0.0)
             state.pull += pull
             state.seen += pull > 0
+
+    def _targets(self) -> Tensor:
+        """The view of each object whose turn it is, [B, H, W, 3] in 0..1."""
+        count, views, *shape = self.images.shape
+        pictures = self.images.view(count * views, -1)
+        if pictures.shape[1] % 8 == 0:  # eight bytes at a time
+            pictures = pictures.view(torch.int64)
+        chosen = pictures.index_select(0, self.numbers * views + self.views)
+        return chosen.view(torch.uint8).view(-1, *shape) / 255
 
     def _captured(self, bands: int) -> Any:
         """The step as a CUDA graph, or None, and never again, where that fails."""

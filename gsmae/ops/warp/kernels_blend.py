@@ -12,7 +12,7 @@ thread is alone with its pixel: a patch of one, a warp of one.
 import warp as wp
 
 from ..reference import splats as constants
-from .kernels_project import LOG_ALPHA_MIN
+from .kernels_project import LOG_ALPHA_MIN, columns
 
 wp.set_module_options({"enable_backward": False})
 
@@ -166,12 +166,16 @@ def place(thread: int, tiles_x: int, tiles: int):
 
 @wp.func
 def reaches(records: wp.array2d(dtype=wp.vec4), row: int, x: int, y: int):
-    """Whether a splat's box meets the patch of a pixel; outside its box a splat is nowhere drawn."""
+    """Whether a splat is drawn anywhere in the patch of a pixel: its box meets it, and its ellipse the rows of it."""
     record0, record2 = records[row, 0], records[row, 2]
-    return (
-        wp.abs(record0[0] - patch_centre(x, PATCH_X)) <= record2[1] + patch_half(PATCH_X)
-        and wp.abs(record0[1] - patch_centre(y, PATCH_Y)) <= record2[2] + patch_half(PATCH_Y)
-    )  # fmt: skip
+    dx, dy = patch_centre(x, PATCH_X) - record0[0], patch_centre(y, PATCH_Y) - record0[1]
+    half_x, half_y = patch_half(PATCH_X), patch_half(PATCH_Y)
+    if wp.abs(dx) > record2[1] + half_x or wp.abs(dy) > record2[2] + half_y:
+        return False
+    record1 = records[row, 1]
+    shape = wp.vec4(record0[2], record0[3], record1[0], record2[2])
+    ends = columns(shape, record1[1] - LOG_ALPHA_MIN, record2[1], dy - half_y, dy + half_y)
+    return ends[0] <= dx + half_x and ends[1] >= dx - half_x
 
 
 @wp.func
