@@ -32,7 +32,8 @@ class Iterations:
     """
 
     def __init__(self, twin: Backend, state: Padded, images: Tensor, cameras: Cameras, config: FitConfig, graphs: bool):
-        self.twin, self.state, self.images, self.cameras, self.config = twin, state, images.contiguous(), cameras, config
+        self.twin, self.state, self.cameras, self.config = twin, state, cameras, config
+        self.images = images.contiguous()
         device = state.device
         self.viewmats = torch.from_numpy(cameras.viewmats).to(device)
         self.Ks = torch.from_numpy(cameras.Ks).to(device)
