@@ -92,6 +92,8 @@ def build(
     Raises InputError where nothing can be built, or `out` holds a build of another configuration.
     """
     root, out = Path(root), Path(out)
+    if engine != "local":  # its workers may begin in another folder
+        root, out = root.absolute(), out.absolute()
     start = time.monotonic()
     if config.surface_distance and importlib.util.find_spec("open3d") is None:
         raise GsmaeError("surface distances need Open3D: pip install 'gsmae[full]'")

@@ -7,13 +7,14 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeVar
 
 from gsmae.errors import GsmaeError
 
 from .failures import Nodes, NoWorkers, WorkerDied
 from .resources import SHARED_BY, Resources
-from .worker import Seat
+from .worker import Seat, hidden
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,9 @@ class Waiting:
 
 def _connect(ray: Any, resources: Resources) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    address = resources.ray.address
+    address, before = resources.ray.address, Path.cwd()
+    if hidden():
+        os.chdir(Path(__file__).resolve().parents[2])  # Ray has its workers look first where we are now
     try:
         if address:
             ray.init(address=address, **quiet)
@@ -158,6 +161,8 @@ def _connect(ray: Any, resources: Resources) -> None:
             ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)  # not one that is there
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise GsmaeError(f"no Ray cluster at '{address or 'this machine'}': {error}") from None
+    finally:
+        os.chdir(before)
 
 
 def _slots(ray: Any, cpus: float, gpus: float) -> int:

@@ -36,7 +36,8 @@ class Worker:
         # a process that has loaded torch and nothing else is forked from: a new worker is there at once, and they
         # share that memory
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([] if _hidden() else PRELOADED)
+        safe = sys.version_info >= (3, 11) and bool(os.environ.get("PYTHONSAFEPATH"))  # does not look where we are
+        context.set_forkserver_preload(PRELOADED if safe or not hidden() else [])
         self.connection, theirs = context.Pipe()
         passed = ("CUDA_", "ROCR_", "HIP_", SHARED_BY)
         seen = {name: value for name, value in os.environ.items() if name.startswith(passed)} | dict(given or {})
@@ -145,13 +146,11 @@ class Seat:
         return worker.end() if worker is not None else ""
 
 
-def _hidden() -> bool:
+def hidden() -> bool:
     """Whether the folder that we are in holds another `preprocessing` than this one: a checkout that is not installed.
 
-    A process to fork from that preloads looks there first, whatever our own path is, and finds no compiled kernels.
+    Processes that look there first would be of that one, and find no compiled kernels.
     """
-    if os.environ.get("PYTHONSAFEPATH") and sys.version_info >= (3, 11):
-        return False
     there = Path.cwd() / "preprocessing"
     return there.is_dir() and there.resolve() != Path(__file__).resolve().parents[1]
 

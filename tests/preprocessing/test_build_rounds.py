@@ -42,6 +42,20 @@ def broken(host: str) -> OSError:
     return error
 
 
+def test_workers_elsewhere_are_given_paths_that_hold_there(built, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def stub(work, jobs, *_, **__):
+        seen.extend([work.keywords["order"].out, *(item.path for (item,) in jobs)])
+        return iter(())
+
+    built(lambda *_: None)  # makes the meshes
+    monkeypatch.setitem(ENGINES, "ray", stub)
+    build("meshes", "new", stubs.CONFIG, engine="ray", make=stubs.make)
+    assert len(seen) == 5 and all(path.is_absolute() for path in seen)
+
+
 def test_what_one_node_cannot_write_others_are_given(built, caplog):
     bad = {"class0/00000", "class0/00002"}
     spoil = lambda job, _: broken("node7") if {job[0].uid} & bad and not bad.discard(job[0].uid) else None  # noqa: E731

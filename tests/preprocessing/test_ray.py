@@ -2,10 +2,12 @@
 
 import logging
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+import preprocessing
 from gsmae.errors import GsmaeError
 from preprocessing.engines import NoWorkers, RayOptions, Resources
 from preprocessing.engines.ray import _connect, check_nodes, on_ray
@@ -68,6 +70,14 @@ def test_a_cluster_of_its_own_is_started_beside_one_that_is_there():
     given = {}
     _connect(SimpleNamespace(init=lambda **more: given.update(more)), Resources(workers=2))
     assert (given["address"], given["num_cpus"]) == ("local", 2)
+
+
+def test_ray_looks_for_our_package_and_not_for_that_of_a_checkout_we_are_in(tmp_path, monkeypatch):
+    (tmp_path / "preprocessing").mkdir()
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    _connect(SimpleNamespace(init=lambda **_: seen.append(Path.cwd())), Resources())
+    assert seen == [Path(preprocessing.__file__).parents[1]] and Path.cwd() == tmp_path
 
 
 @pytest.fixture
