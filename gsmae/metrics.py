@@ -47,12 +47,14 @@ class PartIoU:
     category   mean over categories of that category's instance mean
     accuracy   share of labelled points with the right part
     per_category  category -> its instance mean
+    per_object    each object's mean over the parts of its category, in the order given; None without labelled points
     """
 
     instance: float
     category: float
     accuracy: float
     per_category: dict[str, float]
+    per_object: tuple[float | None, ...]
 
 
 def part_iou(
@@ -67,10 +69,12 @@ def part_iou(
     Objects without any labelled point are left out. Raises ValueError when none is left.
     """
     ious: dict[str, list[float]] = {}
+    per_object: list[float | None] = []
     right = total = 0
     for score, truth, category in zip(scores, parts, categories, strict=True):
         labelled = truth >= 0
         if not labelled.any():
+            per_object.append(None)
             continue
         own = torch.tensor(category_parts[category])
         truth = truth[labelled].cpu()
@@ -82,6 +86,7 @@ def part_iou(
             union = int(((predicted == part) | (truth == part)).sum())
             both = int(((predicted == part) & (truth == part)).sum())
             each.append(both / union if union else 1.0)
+        per_object.append(sum(each) / len(each))
         ious.setdefault(category, []).append(sum(each) / len(each))
     if not total:
         raise ValueError("no labelled points to measure")
@@ -92,4 +97,5 @@ def part_iou(
         category=sum(per_category.values()) / len(per_category),
         accuracy=right / total,
         per_category=per_category,
+        per_object=tuple(per_object),
     )

@@ -164,16 +164,19 @@ class Segment(Plain):
         return (_labelled(batch)[1] >= 0).sum()
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Any]:
-        """Instance and class mIoU by the ShapeNetPart conventions; every labelled point is read once."""
-        scores, parts, categories = [], [], []
+        """Instance and class mIoU by the ShapeNetPart conventions, and the IoU of each object (`iou`, by uid); every
+        labelled point is read once."""
+        scores, parts, categories, uids = [], [], [], []
         for batch in batches:
             queries, truth = _labelled(batch)
             scores += list(model(batch.points, queries, batch.labels))
             parts += list(truth)
             categories += [self.classes[i] for i in batch.labels.tolist()]
+            uids += batch.uids
         result = part_iou(scores, parts, categories, self.parts)
+        each = {uid: iou for uid, iou in zip(uids, result.per_object, strict=True) if iou is not None}
         return {"instance_iou": result.instance, "class_iou": result.category, "point_accuracy": result.accuracy,
-                "per_category": result.per_category, "objects": len(parts)}  # fmt: skip
+                "per_category": result.per_category, "objects": len(parts), "iou": each}  # fmt: skip
 
 
 OBJECTIVES: dict[str, type[GaussianMAE] | type[GaussianLatent]] = {"reconstruct": GaussianMAE, "latent": GaussianLatent}

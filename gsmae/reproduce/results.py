@@ -25,7 +25,7 @@ class SeedResult:
     objects           of the test split
     seconds           of fine-tuning; `pretrain_seconds` of the pretraining, which other arms may share
     run, pretrain     names of the folders
-    answers           uid -> 1.0 where the class was right, else 0.0; not written anywhere
+    answers           uid -> 1.0 where the class was right, else 0.0; of part segmentation, the object's IoU; not written
     """
 
     seed: int
@@ -130,10 +130,17 @@ def _cell(cell: Wanted, runs: Path, failures: Mapping[str, str], labels: Mapping
             objects=int(result.get("objects", 0)),
             seconds=_seconds(step, runs),
             pretrain_seconds=_seconds(step.init, runs) if step.init else None,
-            answers={uid: float(labels.get(uid) == answer) for uid, answer in result.get("predicted", {}).items()},
+            answers=_answers(result, labels),
         )
     except (InputError, KeyError, TypeError, ValueError) as error:
         return replace(empty, error=f"its result is not readable: {error}")
+
+
+def _answers(result: Mapping[str, Any], labels: Mapping[str, int]) -> dict[str, float]:
+    """Each object's score; nothing where a result does not have them, as of part segmentation in older runs."""
+    if "iou" in result:
+        return {uid: float(iou) for uid, iou in result["iou"].items()}
+    return {uid: float(labels.get(uid) == answer) for uid, answer in result.get("predicted", {}).items()}
 
 
 def _seconds(step: Step, runs: Path) -> float | None:

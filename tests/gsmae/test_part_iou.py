@@ -58,6 +58,9 @@ def test_agrees_with_plain_loops(seed):
     assert found.instance == pytest.approx(instance) and found.category == pytest.approx(category)
     assert found.accuracy == pytest.approx(accuracy) and found.per_category == pytest.approx(means)
     assert instance != pytest.approx(category)
+    each = [iou for iou in found.per_object if iou is not None]
+    assert np.mean(each) == pytest.approx(instance) and len(found.per_object) == len(scores)
+    assert [iou is None for iou in found.per_object] == [bool((truth < 0).all()) for truth in truths]
 
 
 def test_agrees_with_scikit_learn_where_no_part_is_absent():
@@ -96,4 +99,5 @@ def test_every_labelled_point_is_measured_once_and_fillers_are_not():
     chair = (2 / 3 + 1 / 2 + 1 + 1) / 4  # the seventh part is absent from both: 1
     assert found["instance_iou"] == pytest.approx((bag + chair) / 2) and found["class_iou"] == found["instance_iou"]
     assert found["point_accuracy"] == pytest.approx(6 / 8) and found["objects"] == 2
+    assert found["iou"] == {"bag/a": pytest.approx(bag), "chair/b": pytest.approx(chair)}
     assert sorted(model.asked) == list(range(10))

@@ -274,6 +274,29 @@ def test_a_table_is_read_from_what_the_runs_have_left(tmp_path):
     assert len(rows) == 1 + 6 and rows[1].startswith("a,classify,0,0.5,0.25,")
 
 
+def test_part_segmentation_is_paired_by_the_iou_of_each_object_where_results_have_it(tmp_path):
+    arms = [{"name": "a", "task": "segment", "pretrained": False},
+            {"name": "b", "task": "segment", "pretrained": False, "finetune": {"train": {"lr": 0.5}}}]  # fmt: skip
+    made: Any = plan(table(*arms, against=("a",)), (0,), {"splats": SPLATS}, recipe="tiny")
+
+    def measured(step, ious, kept):
+        folder = step.folder(tmp_path)
+        folder.mkdir(exist_ok=True)
+        (folder / "summary.json").write_text(json.dumps({"seconds": 1, "resumed_from": 0}))
+        mean = sum(ious) / len(ious)
+        found = {"instance_iou": mean, "class_iou": mean, "objects": len(ious)}
+        each = {"iou": {f"o{i}": iou for i, iou in enumerate(ious)}} if kept else {}
+        (folder / "evaluation_test.json").write_text(json.dumps(found | each))
+
+    for kept in (True, False):
+        measured(made.steps[0], [0.5, 0.5, 0.5, 0.5], True)
+        measured(made.steps[1], [0.5, 0.75, 0.5, 0.75], kept)
+        against: Any = collect("t", made, tmp_path, failures={}, labels={}).arms[1].against
+        assert against.mean == 0.125
+        objects = math.sqrt(4 * 0.125**2 / 3) / 2  # differences 0 1/4 0 1/4
+        assert against.objects == (pytest.approx(objects) if kept else None)
+
+
 def test_a_result_that_cannot_be_read_is_said_in_its_row(tmp_path):
     made = planned({"name": "a", "pretrained": False})
     left_by(tmp_path, made.steps[0], 0.5)
