@@ -78,9 +78,11 @@ def l1_ssim_many(
 ) -> Tensor:
     """The photometric loss of each of B objects, [B]; see `gsmae.ops.reference.images.l1_ssim`.
 
-    image, target [B, V, H, W, 3] with values in [0, 1]
+    image, target [B, V, H, W, 3] with values in [0, 1]; a target may also be bytes (uint8), 255 of which are 1
     """
     check_pictures_of_many(image, target)
+    if target.dtype == torch.uint8:
+        target = target.to(image.dtype) / 255
     return torch.stack([one(image[b], target[b], weight) for b in range(len(image))])
 
 

@@ -1,4 +1,4 @@
-"""The photometric loss of many objects in four launches; the promises are those of gsmae.ops.reference.batches."""
+"""The photometric loss of many objects in two launches; the promises are those of gsmae.ops.reference.batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import runtime
 
 
 def l1_ssim_many(image: Tensor, target: Tensor, weight: float = 0.2) -> Tensor:
-    """See gsmae.ops.reference.batches.l1_ssim_many; differentiable in the image only."""
+    """See gsmae.ops.reference.batches.l1_ssim_many; differentiable in the image only, bytes are read as they are."""
     check_pictures_of_many(image, target)
     return _L1Ssim.apply(image, target, weight)  # type: ignore[return-value]
 
@@ -30,14 +30,30 @@ def _compare(image: Tensor, target: Tensor, keep: bool) -> tuple[Tensor, Tensor]
     """Sums over each of S pictures of SSIM and of |x - y|, [S, 2] float64, and the slopes for the gradient."""
     kernels, device = runtime.kernels("pictures"), image.device
     count, height, width, _ = image.shape
-    pixels = count * height * width
-    maps = image.new_empty(12, pixels)
-    slopes = image.new_empty(9, pixels if keep else 0)
-    values = image.new_empty(pixels, 2)
+    tiles = _tiles(image)
+    if image.numel() >= 2**31:  # the kernels count numbers in 32 bits
+        raise ValueError(f"{image.numel()} numbers in one launch: compare fewer objects, views or pixels at once")
+    slopes = image.new_empty(3, image.numel() if keep else 0)
+    values = image.new_empty(count * tiles, 2)
     with runtime.on(device) as wp:
-        runtime.launch(wp, kernels.means_along_rows, pixels, device, image, target, width, height, maps)
-        runtime.launch(wp, kernels.compare, pixels, device, image, target, width, height, maps, slopes, values)
-    return values.view(count, -1, 2).sum(1, dtype=torch.float64), slopes
+        runtime.launch(
+            wp, kernels.compare, count * tiles * runtime.BLOCK, device, image.view(-1), *_numbers_or_bytes(target),
+            width, height, slopes, values,
+        )  # fmt: skip
+    return values.view(count, tiles, 2).sum(1, dtype=torch.float64), slopes
+
+
+def _tiles(image: Tensor) -> int:
+    """Tiles of a picture, each the work of a block."""
+    kernels = runtime.kernels("pictures")
+    return -(-image.shape[1] // kernels.TALL) * -(-image.shape[2] // kernels.WIDE)
+
+
+def _numbers_or_bytes(target: Tensor) -> tuple[Tensor, Tensor]:
+    """What the kernels read the target from, and nothing of the other type."""
+    if target.dtype == torch.uint8:
+        return target.new_empty(0, dtype=torch.float32), target.view(-1)
+    return target.view(-1), target.new_empty(0, dtype=torch.uint8)
 
 
 class _L1Ssim(torch.autograd.Function):
@@ -56,13 +72,13 @@ class _L1Ssim(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor):
         image, target, slopes = ctx.saved_tensors
         kernels, device = runtime.kernels("pictures"), image.device
-        height, width = image.shape[1:3]
-        pixels, size = slopes.shape[1], image.numel() // ctx.shape[0]
-        maps, out = torch.empty_like(slopes), torch.empty_like(image)
+        count, height, width, _ = image.shape
+        size = image.numel() // ctx.shape[0]
+        out = torch.empty_like(image)
         with runtime.on(device) as wp:
-            runtime.launch(wp, kernels.slopes_along_rows, pixels, device, slopes, width, height, maps)
             runtime.launch(
-                wp, kernels.gradient, pixels, device, image, target, width, height, ctx.shape[1], maps,
-                gradients[0].contiguous(), (1 - ctx.weight) / size, -ctx.weight / size, out,
+                wp, kernels.gradient, count * _tiles(image) * runtime.BLOCK, device, image.view(-1),
+                *_numbers_or_bytes(target), width, height, ctx.shape[1], slopes, gradients[0].contiguous(),
+                (1 - ctx.weight) / size, -ctx.weight / size, out.view(-1),
             )  # fmt: skip
         return out.view(ctx.shape), None, None
