@@ -16,9 +16,11 @@ from gsmae.errors import InputError
 from gsmae.files import read_json
 
 from . import draws
+from .audit import modelnet
 from .datasets import SplatDataset
 
 TEACH = ("train", "val")
+SHIPPED = {"modelnet40": Path(__file__).with_name("tables") / "folds_modelnet40.json"}
 
 
 class Fold(BaseModel):
@@ -35,7 +37,7 @@ class Fold(BaseModel):
 
 
 class Folds(BaseModel):
-    """A fold file; `fingerprint` is that of the pack it was drawn from."""
+    """A fold file; `fingerprint` is that of the pack it was drawn from, or the name of the collection."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,19 +66,49 @@ def draw_folds(
 
     Raises InputError where fewer classes than `ways` have enough objects, naming the classes that lack some.
     """
+    teach, ask = _by_class(path, TEACH), _by_class(path, ("test",))
+    return _drawn(path, teach, ask, SplatDataset(path).fingerprint, ways, shots, queries, folds, seed)
+
+
+def draw_modelnet(
+    standard: str,
+    *,
+    ways: tuple[int, ...] = (5, 10),
+    shots: tuple[int, ...] = (10, 20),
+    queries: int = 20,
+    folds: int = 10,
+    seed: int = 0,
+) -> Folds:
+    """Draw the folds of "modelnet40" or "modelnet10" from the names of its objects alone.
+
+    They are those that `draw_folds` finds in any pack of all of its objects. Raises InputError as that does.
+    """
+    teach, ask = defaultdict(list), defaultdict(list)
+    for name in modelnet(standard):
+        (ask if name.split == "test" else teach)[name.category].append(name.uid)
+    return _drawn(standard, teach, ask, standard, ways, shots, queries, folds, seed)
+
+
+def _drawn(
+    source: str | Path, teach: dict[str, list[str]], ask: dict[str, list[str]], fingerprint: str,
+    ways: tuple[int, ...], shots: tuple[int, ...], queries: int, folds: int, seed: int,
+) -> Folds:  # fmt: skip
     if min(*ways, *shots, queries, folds) < 1:
         raise ValueError("ways, shots, queries and folds are at least 1")
-    teach, ask = _by_class(path, TEACH), _by_class(path, ("test",))
     made = []
     for way in ways:
         for shot in shots:
             fit = [c for c in sorted(teach) if len(teach[c]) >= shot and len(ask.get(c, ())) >= queries]
             if len(fit) < way:
-                raise _too_few(path, way, shot, queries, fit, teach, ask)
+                raise _too_few(source, way, shot, queries, fit, teach, ask)
             for number in range(folds):
                 made.append(_fold(way, shot, number, queries, fit, teach, ask, seed))
-    fingerprint = SplatDataset(path).fingerprint
     return Folds(seed=seed, queries=queries, fingerprint=fingerprint, folds=tuple(made))
+
+
+def fold_file(name: str | Path) -> Path:
+    """The file that comes with gsmae where a name of SHIPPED is given and no such file is here; else the path."""
+    return SHIPPED[str(name)] if str(name) in SHIPPED and not Path(name).exists() else Path(name)
 
 
 def read_folds(file: str | Path) -> Folds:

@@ -34,7 +34,7 @@ class FoldsArguments(Arguments):
     ask about out of test."""
 
     data: tyro.conf.Positional[Path]
-    """folder written by `gsmae pack`"""
+    """folder written by `gsmae pack`; or modelnet40 or modelnet10, whose folds need only the names of its objects"""
     out: Path
     """JSON file"""
     ways: tuple[int, ...] = (5, 10)
@@ -51,13 +51,18 @@ class FoldsArguments(Arguments):
 
 def folds(argv: list[str]) -> Outcome:
     """gsmae folds"""
-    from data.folds import draw_folds
+    from data.audit import STANDARDS
+    from data.folds import draw_folds, draw_modelnet
 
     a = parse(FoldsArguments, "folds", argv)
     if min(*a.ways, *a.shots, a.queries, a.folds) < 1 or min(a.ways) < 2:
         raise InputError("gsmae folds", f"{a.ways} ways, {a.shots} shots, {a.queries} queries, {a.folds} folds",
                          "at least two ways and one of the others")  # fmt: skip
-    drawn = draw_folds(a.data, ways=a.ways, shots=a.shots, queries=a.queries, folds=a.folds, seed=a.seed)
+    settings: dict[str, Any] = {
+        "ways": a.ways, "shots": a.shots, "queries": a.queries, "folds": a.folds, "seed": a.seed
+    }  # fmt: skip
+    named = str(a.data) in STANDARDS and not a.data.exists()
+    drawn = draw_modelnet(str(a.data), **settings) if named else draw_folds(a.data, **settings)
     content = drawn.model_dump(mode="json")
     if a.out.exists() and read_json(a.out) != content:
         raise InputError(a.out, "holds other folds", "choose another --out, or delete it")
@@ -73,7 +78,7 @@ class FewshotArguments(TrainArguments):
     """
 
     folds: tyro.conf.Positional[Path]
-    """file written by `gsmae folds`"""
+    """file written by `gsmae folds`; modelnet40: those that come with gsmae"""
     init: Path | None = None
     """run whose encoder and FeatureSpec to begin with; without it: random weights"""
     protocol: Literal["full", "linear", "svm", "knn"] = "full"
@@ -86,12 +91,13 @@ class FewshotArguments(TrainArguments):
 def fewshot(argv: list[str]) -> Outcome:
     """gsmae fewshot"""
     from data.datasets import SplatDataset
-    from data.folds import check_folds, read_folds
+    from data.folds import check_folds, fold_file, read_folds
 
     a = parse_run(FewshotArguments, "fewshot", "classify", argv)
     alone("fewshot")
-    drawn = read_folds(a.folds)
-    check_folds(drawn, a.folds, a.data)
+    file = fold_file(a.folds)
+    drawn = read_folds(file)
+    check_folds(drawn, file, a.data)
     init = zoo.load_trained(a.init) if a.init else None
     if init is None and a.protocol != "full":
         raise InputError("--init", f"--protocol {a.protocol} needs a trained encoder", "name a run")
@@ -101,7 +107,7 @@ def fewshot(argv: list[str]) -> Outcome:
     spec = init.spec if init else a.run.spec
     pack = SplatDataset(a.data).fingerprint[:12]
     identity = {
-        "folds": sha256(a.folds)[:12],
+        "folds": sha256(file)[:12],
         "data": pack,
         "protocol": a.protocol,
         "init": init.weights_hash[:12] if init else None,

@@ -25,7 +25,7 @@ class SeedResult:
     objects           of the test split
     seconds           of fine-tuning; `pretrain_seconds` of the pretraining, which other arms may share
     run, pretrain     names of the folders
-    answers           uid -> 1.0 where the class was right, else 0.0; of part segmentation, the object's IoU; not written
+    answers           uid -> 1.0 where the class was right, else 0.0, or the IoU of its parts; not written anywhere
     """
 
     seed: int

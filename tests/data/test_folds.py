@@ -1,10 +1,13 @@
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+import data.folds
 from data import SplatDataset
-from data.folds import check_folds, draw_folds, read_folds
+from data.folds import check_folds, draw_folds, draw_modelnet, fold_file, read_folds
+from data.lists import Name
 from gsmae.errors import InputError
 from gsmae.files import write_json
 
@@ -74,3 +77,29 @@ def test_taking_objects_keeps_labels_and_rows_and_refuses_strangers(lettered):
     assert (some.rows(1) == whole.rows(i)).all() and some[1].uid == "c/03"
     with pytest.raises(InputError, match="has no object 'z/9'"):
         whole.take(["z/9"])
+
+
+def test_the_folds_that_come_with_gsmae_are_those_of_modelnets_names_and_seed_0():
+    there = read_folds(fold_file("modelnet40"))
+    assert there == draw_modelnet("modelnet40") and there != draw_modelnet("modelnet40", seed=1)
+    assert there.settings() == [(5, 10), (5, 20), (10, 10), (10, 20)] and len(there.folds) == 40
+    first = there.folds[0]
+    assert first.train[0] == "bottle/bottle_0064"  # of 335 for training
+    assert all(int(uid[-4:]) > 335 for uid in first.test if uid.startswith("bottle/"))
+
+
+def test_names_alone_draw_the_folds_of_a_pack_of_them(lettered, monkeypatch):
+    uids = {split: SplatDataset(lettered, split).uids for split in ("train", "val", "test")}
+    names = [Name(uid.split("/")[0], uid.split("/")[1], split) for split in uids for uid in uids[split]]
+    monkeypatch.setattr(data.folds, "modelnet", lambda standard: sorted(names))
+    options = {"ways": (2, 5), "shots": (3,), "queries": 6, "folds": 4, "seed": 0}
+    assert draw_modelnet("modelnet40", **options).folds == drawn(lettered).folds
+
+
+def test_a_file_of_the_users_goes_before_one_that_comes_with_gsmae(lettered, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = fold_file("modelnet40")
+    with pytest.raises(InputError, match="is to be of train or val and of a class of its fold, but is not there in"):
+        check_folds(read_folds(file), file, lettered)
+    Path("modelnet40").write_text("{}")
+    assert fold_file("modelnet40") == Path("modelnet40") and file.is_file()
