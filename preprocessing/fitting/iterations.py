@@ -161,13 +161,13 @@ class Iterations:
             state.seen += pull > 0
 
     def _targets(self) -> Tensor:
-        """The view of each object whose turn it is, [B, H, W, 3] in 0..1."""
+        """The view of each object whose turn it is, [B, H, W, 3] uint8."""
         count, views, *shape = self.images.shape
         pictures = self.images.view(count * views, -1)
         if pictures.shape[1] % 8 == 0:  # eight bytes at a time
             pictures = pictures.view(torch.int64)
         chosen = pictures.index_select(0, self.numbers * views + self.views)
-        return chosen.view(torch.uint8).view(-1, *shape) / 255
+        return chosen.view(torch.uint8).view(-1, *shape)
 
     def _captured(self, bands: int) -> Any:
         """The step as a CUDA graph, or None, and never again, where that fails."""
