@@ -160,7 +160,9 @@ def _connect(ray: Any, resources: Resources) -> None:
             cores = max(1, round(resources.workers * resources.ray.cpus))
             ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)  # not one that is there
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise GsmaeError(f"no Ray cluster at '{address or 'this machine'}': {error}") from None
+        token = "; where `ray start` told of token authentication, set RAY_AUTH_MODE=token here, too"
+        cure = token if address and "RAY_AUTH_MODE" not in os.environ else ""
+        raise GsmaeError(f"no Ray cluster at '{address or 'this machine'}': {error}{cure}") from None
     finally:
         os.chdir(before)
 

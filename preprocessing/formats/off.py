@@ -87,7 +87,7 @@ def _faces(path: Path, lines: list[str], points: np.ndarray) -> tuple[np.ndarray
         rows = [line.split() for line in block]
         sizes = numbers(path, "a face", (row[0] for row in rows), np.int64)
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
-        if (sizes < 0).any() or (lengths < 1 + sizes).any():
+        if (sizes < 0).any() or (lengths - 1 < sizes).any():
             raise InputError(path, "a face has fewer corners than it says", "the file is truncated")
         words = chain.from_iterable(row[1 : 1 + n] for row, n in zip(rows, sizes, strict=True))
         corners.append(numbers(path, "a face", words, np.int64))

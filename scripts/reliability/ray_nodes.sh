@@ -16,8 +16,24 @@ node() {  # node NAME ARGUMENTS: its processes are a group of their own
   echo $! >"$dir/$1.pid"
 }
 
-group() {  # group NAME SIGNAL
-  [[ -s $dir/$1.pid ]] && kill "-$2" -- "-$(<"$dir/$1.pid")" 2>/dev/null && rm -f "$dir/$1.pid"
+group() {  # group NAME SIGNAL, and wait until its processes are gone
+  local pid
+  pid=$(<"$dir/$1.pid")
+  rm -f "$dir/$1.pid"
+  kill "-$2" -- "-$pid" 2>/dev/null || return 0
+  for _ in {1..50}; do pgrep -g "$pid" >/dev/null || return 0; sleep 0.2; done
+  kill -KILL -- "-$pid" 2>/dev/null || true
+}
+
+up() {  # up ADDRESS COUNT: wait for so many nodes
+  for _ in {1..40}; do
+    [[ $(timeout 10 ray status --address "$1" 2>/dev/null | grep -c '^ 1 node_') == "$2" ]] && return
+    sleep 0.5
+    kill -0 "$(<"$dir/head.pid")" 2>/dev/null || break
+  done
+  echo "the nodes do not come up; see $dir/*.log" >&2
+  stop
+  exit 1
 }
 
 start() {
@@ -25,19 +41,16 @@ start() {
   local address nodes=${NODES:-2}
   address=$(hostname -I | cut -d' ' -f1):${PORT:-26379}
   node head --head --port "${address##*:}" --node-ip-address "${address%:*}" --include-dashboard=false
-  for ((i = 0; i < 100; i++)); do ray status --address "$address" >/dev/null 2>&1 && break; sleep 0.3; done
+  up "$address" 1
   for ((i = 1; i <= nodes; i++)); do node "worker$i" --address "$address" --node-ip-address "${address%:*}"; done
-  for ((i = 0; i < 100; i++)); do
-    [[ $(ray status --address "$address" 2>/dev/null | grep -c '^ 1 node_') == $((nodes + 1)) ]] && { echo "$address"; return; }
-    sleep 0.3
-  done
-  echo "the nodes do not come up; see $dir/*.log" >&2
-  stop
-  exit 1
+  up "$address" $((nodes + 1))
+  echo "$address"
 }
 
 stop() {
-  for pid in "$dir"/worker*.pid "$dir"/head.pid; do [[ -e $pid ]] && group "$(basename "$pid" .pid)" TERM || true; done
+  for pid in "$dir"/worker*.pid "$dir"/head.pid; do
+    if [[ -e $pid ]]; then group "$(basename "$pid" .pid)" TERM; fi
+  done
 }
 
 case $command in
