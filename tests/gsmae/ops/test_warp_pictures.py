@@ -24,7 +24,9 @@ def pictures(*shape: int) -> tuple[Tensor, Tensor]:
 def loss_and_gradient(function, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     image = image.clone().requires_grad_()
     loss = function(image, target, 0.3)
-    (gradient,) = torch.autograd.grad((loss * torch.linspace(1, 2, len(image), dtype=loss.dtype, device=loss.device)).sum(), image)
+    (gradient,) = torch.autograd.grad(
+        (loss * torch.linspace(1, 2, len(image), dtype=loss.dtype, device=loss.device)).sum(), image
+    )
     return loss.detach(), gradient
 
 
