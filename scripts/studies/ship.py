@@ -2,6 +2,7 @@
 
     python scripts/studies/ship.py reduce PACK FILE.npz [--rows 2048] [--no-parts]
     python scripts/studies/ship.py expand FILE.npz PACK
+    python scripts/studies/ship.py compare PACK EXPANDED        value by value; an error where one is too far off
 
 Of each object the first ROWS rows are kept (rows lie in random order, so they are a uniform sample), positions with 16
 bits a value and the other columns with 8 between the object's minimum and maximum; quaternions are normalised before.
@@ -142,6 +143,36 @@ def expand(file: Path, out: Path) -> None:
     print(f"{out}: {len(found):,} objects, {gaussians:,} rows, {points:,} surface points")
 
 
+def compare(pack: Path, expanded: Path) -> None:
+    """Refuse an expanded pack that differs from what it was made of by more than half a step of its integers."""
+    infos = [read_pack(path) for path in (pack, expanded)]
+    theirs, ours = (read_index(path, info) for path, info in zip((pack, expanded), infos, strict=True))
+    for name in TYPES:
+        if name not in ("sha256", "psnr") and list(getattr(theirs, name)) != list(getattr(ours, name)):
+            raise SystemExit(f"{expanded}: column {name} of the index is not that of {pack}")
+    shards = [[Shard(p / e.file) for e in i.shards] for p, i in zip((pack, expanded), infos, strict=True)]
+    steps = np.r_[np.full(3, np.iinfo("u2").max), np.full(COLUMNS - 3, np.iinfo("u1").max)]
+    worst, rows, surface = np.zeros(COLUMNS), 0, 0
+    for k, uid in enumerate(ours.uid):
+        made = shards[1][int(ours.shard[k])].rows(int(ours.row[k]), 0, int(ours.gaussians[k]))
+        was = shards[0][int(theirs.shard[k])].rows(int(theirs.row[k]), 0, len(made))
+        was[:, QUATS] /= np.linalg.norm(was[:, QUATS], axis=1, keepdims=True)
+        span = np.ptp(was, axis=0).astype(np.float64)
+        off = np.abs(made - was) / np.maximum(span / steps, 1e-6)  # rounding of float32 counts as no step
+        worst, rows = np.maximum(worst, off.max(axis=0)), rows + len(made)
+        if infos[1].part_names.get(ours.category[k]):
+            old, new = (s[int(i.shard[k])].points(int(i.row[k])) for s, i in zip(shards, (theirs, ours), strict=True))
+            same = (old["point_parts"] == new["point_parts"]).all()
+            bound = np.ptp(old["points"], axis=0) / np.iinfo("u2").max * 0.51 + 1e-6
+            if not same or (np.abs(old["points"] - new["points"]) > bound).any():
+                raise SystemExit(f"{expanded}: {uid}: surface points or parts differ")
+            surface += len(new["points"])
+    if worst.max() > 0.51:
+        raise SystemExit(f"{expanded}: values differ by up to {worst.max():.2f} steps: {worst.round(2).tolist()}")
+    print(f"{expanded}: {len(ours.uid):,} objects, {rows:,} rows, {surface:,} surface points as in {pack}, "
+          f"to {worst.max():.3f} steps")  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -153,9 +184,14 @@ def main() -> None:
     larger = verbs.add_parser("expand")
     larger.add_argument("source", type=Path)
     larger.add_argument("out", type=Path)
+    both = verbs.add_parser("compare")
+    both.add_argument("source", type=Path)
+    both.add_argument("out", type=Path)
     a = parser.parse_args()
     if a.verb == "reduce":
         reduce(a.source, a.out, a.rows, not a.no_parts)
+    elif a.verb == "compare":
+        compare(a.source, a.out)
     else:
         expand(a.source, a.out)
 
