@@ -13,6 +13,7 @@ that does not come back. The case numbers that are printed make the same bytes a
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import resource
@@ -25,6 +26,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ MEMORY = 1 << 30  # bytes of address space above what the program has before it 
 SECONDS = 5  # of processor time
 CLOCK = 60.0  # seconds until a child that does nothing is ended
 BATCH = 250  # inputs a child reads before a fresh one takes over
+Outcome = tuple[str, str, float, int]  # kind, words, seconds of the processor, bytes above what the child had
 
 
 @dataclass
@@ -47,6 +50,21 @@ class Tally:
     slowest: float = 0.0
     peak: int = 0  # bytes above what the child had before
     bad: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class Acts:
+    """A target whose cases are names: act(name, folder) makes what is to be read, and reads it."""
+
+    act: Callable[[str, Path], Any]
+    name: str = ""
+
+    def case(self, name: str) -> dict[str, bytes]:
+        self.name = name
+        return {}
+
+    def read(self, folder: Path) -> Any:
+        return self.act(self.name, folder)
 
 
 def status(key: str) -> int:
@@ -97,6 +115,7 @@ def attempt(target: Any, folder: Path) -> tuple[str, str]:
 
 def child(target: Any, cases: list[str], home: Path, pipe: int) -> None:
     """Read the cases one after another, with a line of JSON for each."""
+    faulthandler.disable()  # the parent tells of a crash
     limit()
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
@@ -109,15 +128,16 @@ def child(target: Any, cases: list[str], home: Path, pipe: int) -> None:
         put(folder, target.case(case))
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before, start = status("VmRSS"), time.process_time()
-        resource.setrlimit(resource.RLIMIT_CPU, (int(start) + SECONDS + 1, resource.RLIM_INFINITY))
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # ends the child, whatever it does
         kind, what = attempt(target, folder)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         seconds, peak = time.process_time() - start, max(status("VmHWM") - before, 0)
         os.write(pipe, (json.dumps([kind, what, seconds, peak]) + "\n").encode())
 
 
-def run(target: Any, cases: list[str], home: Path) -> list[tuple[str, str, float, int]]:
+def run(target: Any, cases: list[str], home: Path) -> list[Outcome]:
     """What became of each case: kind, words, seconds, bytes. A child that dies or hangs ends its case, not the run."""
-    out: list[tuple[str, str, float, int]] = []
+    out: list[Outcome] = []
     while len(out) < len(cases):
         reader, writer = os.pipe()
         number = os.fork()
@@ -135,7 +155,7 @@ def run(target: Any, cases: list[str], home: Path) -> list[tuple[str, str, float
     return out
 
 
-def _listen(reader: int, number: int) -> list[tuple[str, str, float, int]]:
+def _listen(reader: int, number: int) -> list[Outcome]:
     """The lines of a child until it ends, or until it is ended."""
     out, buffer, hung = [], b"", False
     while True:
@@ -151,20 +171,27 @@ def _listen(reader: int, number: int) -> list[tuple[str, str, float, int]]:
         for line in lines:
             out.append(tuple(json.loads(line)))
     code = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
-    if hung or code == -signal.SIGXCPU:
+    if hung or code == -signal.SIGPROF:
         out.append(("bad", f"took more than {SECONDS} s", SECONDS, 0))
     elif code != 0:
         out.append(("bad", f"the child ended with {code}: a crash, or no memory", 0.0, 0))
     return out
 
 
+def settle(target: Any, cases: list[str], home: Path) -> list[Outcome]:
+    """The same, where a bad case is tried again alone before it counts."""
+    outcomes = run(target, cases, home)
+    return [
+        run(target, [case], home)[0] if outcome[0] == "bad" else outcome
+        for case, outcome in zip(cases, outcomes, strict=True)
+    ]
+
+
 def measure(kind: str, target: Any, count: int, seed: int, home: Path) -> Tally:
-    """Read `count` damaged files of a kind; what is bad is tried again alone before it counts."""
+    """Read `count` damaged files of a kind."""
     cases = [f"{kind}/{seed}/{number}" for number in range(count)]
     tally = Tally()
-    for case, (outcome, what, seconds, peak) in zip(cases, run(target, cases, home), strict=True):
-        if outcome == "bad":
-            outcome, what, seconds, peak = run(target, [case], home)[0]
+    for case, (outcome, what, seconds, peak) in zip(cases, settle(target, cases, home), strict=True):
         tally.inputs += 1
         tally.results += outcome == "result"
         tally.refused += outcome == "refused"

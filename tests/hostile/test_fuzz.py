@@ -6,22 +6,36 @@ import os
 from pathlib import Path
 
 import fuzz
-import fuzz_targets
 import pytest
 
 from gsmae.errors import GsmaeError, InputError
 
-FOUND = sorted(path for path in (Path(__file__).parent / "regressions").rglob("*") if path.is_file())
+REGRESSIONS = Path(__file__).parent / "regressions"
+FOUND = sorted(path.relative_to(REGRESSIONS).as_posix() for path in REGRESSIONS.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def harmless(known, tmp_path_factory):
+    """What became of every kind's good examples, and of five damaged ones each: kind -> (outcomes, outcomes)."""
+    cases = {f"{kind} {n}": files for kind in known for n, files in enumerate(known[kind].examples)}
+    cases |= {f"{kind} damaged {n}": known[kind].case(f"{kind}/7/{n}") for kind in known for n in range(5)}
+
+    def act(name: str, folder: Path):
+        fuzz.put(folder, cases[name])
+        return known[name.split()[0]].read(folder)
+
+    found = zip(cases, fuzz.settle(fuzz.Acts(act), list(cases), tmp_path_factory.mktemp("harmless")), strict=True)
+    good, damaged = {kind: [] for kind in known}, {kind: [] for kind in known}
+    for name, outcome in found:
+        (damaged if "damaged" in name else good)[name.split()[0]].append(outcome)
+    return good, damaged
 
 
 @pytest.mark.parametrize("kind", fuzz.SHARES)
-def test_good_examples_are_read_and_a_few_damaged_ones_do_no_harm(known, kind, tmp_path):
-    good = fuzz_targets.Target([], (), known[kind].read, known[kind].damage)
-    object.__setattr__(good, "case", lambda number: known[kind].examples[int(number)])
-    outcomes = fuzz.run(good, [str(i) for i in range(len(known[kind].examples))], tmp_path)
-    assert [o[:2] for o in outcomes] == [("result", "")] * len(outcomes)
-    tally = fuzz.measure(kind, known[kind], 5, 7, tmp_path)
-    assert tally.bad == [] and tally.inputs == tally.results + tally.refused == 5
+def test_good_examples_are_read_and_a_few_damaged_ones_do_no_harm(known, harmless, kind):
+    good, damaged = (outcomes[kind] for outcomes in harmless)
+    assert [o[:2] for o in good] == [("result", "")] * len(known[kind].examples)
+    assert len(damaged) == 5 and [o for o in damaged if o[0] not in ("result", "refused")] == []
 
 
 @pytest.mark.slow
@@ -32,8 +46,8 @@ def test_many_damaged_files_do_no_harm(known, kind, tmp_path):
 
 
 def test_the_harness_sees_what_it_is_there_to_see(tmp_path, monkeypatch):
-    """Crash, endless loop, too much memory, another error, an error without the file's name: each is bad."""
-    monkeypatch.setattr(fuzz, "SECONDS", 1)
+    """Crash, endless loop, too much memory, another error, an error without the file's name: these are bad, no more."""
+    monkeypatch.setattr(fuzz, "SECONDS", 0.3)
 
     def refuse(path):
         raise InputError(path / "a", "no")
@@ -46,19 +60,32 @@ def test_the_harness_sees_what_it_is_there_to_see(tmp_path, monkeypatch):
             pass
 
     acts = {
-        "crash": lambda path: os.kill(os.getpid(), 11), "loop": loop, "memory": lambda path: bytearray(2 << 30),
-        "other": lambda path: 1 // 0, "nameless": nameless, "refuse": refuse, "good": lambda path: 1,
+        "good": lambda path: 1, "crash": lambda path: os.kill(os.getpid(), 11), "refuse": refuse, "loop": loop,
+        "memory": lambda path: bytearray(2 << 30), "other": lambda path: 1 // 0, "nameless": nameless,
+        "end": lambda path: os._exit(3), "good again": lambda path: 1,
     }  # fmt: skip
-    found = {}
-    for name, act in acts.items():
-        target = fuzz_targets.Target([{"a": b""}], ("a",), act, lambda content, others, dice: content)
-        ((kind, what, _, _),) = fuzz.run(target, ["0"], tmp_path)
-        found[name] = kind, what
-    assert {name: kind for name, (kind, _) in found.items()} == {
-        "crash": "bad", "loop": "bad", "memory": "bad", "other": "bad", "nameless": "bad", "refuse": "refused",
-        "good": "result",
-    }  # fmt: skip
-    assert "1 s" in found["loop"][1] and "ZeroDivision" in found["other"][1] and "name" in found["nameless"][1]
+    target = fuzz.Acts(lambda name, folder: acts[name](folder))
+    for tried in (fuzz.run, fuzz.settle):
+        found = {name: outcome[:2] for name, outcome in zip(acts, tried(target, list(acts), tmp_path), strict=True)}
+        assert {name: kind for name, (kind, _) in found.items()} == {
+            "good": "result", "crash": "bad", "refuse": "refused", "loop": "bad", "memory": "bad", "other": "bad",
+            "nameless": "bad", "end": "bad", "good again": "result",
+        }  # fmt: skip
+        assert "0.3 s" in found["loop"][1] and "ZeroDivision" in found["other"][1] and "name" in found["nameless"][1]
+        assert "-11" in found["crash"][1] and "MemoryError" in found["memory"][1] and "with 3" in found["end"][1]
+
+
+def test_what_is_bad_only_after_others_does_not_count(tmp_path):
+    """A child that has been through much is no witness: settle asks again alone, and run tells what it saw."""
+    done = []
+
+    def act(name, folder):
+        done.append(name)
+        return 1 // (2 - len(done))
+
+    target = fuzz.Acts(act)
+    assert [o[0] for o in fuzz.run(target, ["a", "b", "c"], tmp_path)] == ["result", "bad", "result"]
+    assert [o[0] for o in fuzz.settle(target, ["a", "b", "c"], tmp_path)] == ["result"] * 3
 
 
 def test_a_case_is_the_same_whenever_it_is_made(known):
@@ -68,13 +95,17 @@ def test_a_case_is_the_same_whenever_it_is_made(known):
         assert any(case not in known[kind].examples for case in cases), kind
 
 
-@pytest.mark.parametrize("file", FOUND, ids=lambda file: "/".join(file.parts[-4:]))
-def test_what_the_fuzzer_once_found_is_refused_by_name(known, file, tmp_path):
+@pytest.mark.parametrize("name", FOUND)
+def test_what_the_fuzzer_once_found_is_refused_by_name(known, outcome, name):
     """regressions/KIND/EXAMPLE/CASE/FILE takes the place of that file in the example; each once was a bad outcome."""
-    kind, example, name = file.parts[-4], int(file.parts[-3]), file.name
-    files = dict(known[kind].examples[example])
-    assert any(n.rpartition("/")[2] == name for n in files)
-    files = known[kind].mend({n: file.read_bytes() if n.rpartition("/")[2] == name else c for n, c in files.items()})
-    target = fuzz_targets.Target([files], (name,), known[kind].read, lambda content, others, dice: content)
-    ((outcome, what, _, _),) = fuzz.run(target, ["0"], tmp_path)
-    assert outcome == "refused", what
+
+    def act(name: str, folder: Path):
+        kind, example, _, file = name.split("/")
+        good = known[kind].examples[int(example)]
+        assert any(n.rpartition("/")[2] == file for n in good)
+        harmful = (REGRESSIONS / name).read_bytes()
+        fuzz.put(folder, known[kind].mend({n: harmful if n.rpartition("/")[2] == file else c for n, c in good.items()}))
+        return known[kind].read(folder)
+
+    kind, what, _, _ = outcome(act)
+    assert kind == "refused", what
