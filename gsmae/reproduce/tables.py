@@ -208,7 +208,7 @@ TABLES: dict[str, Table] = {
             {"name": "E(All), linear", "task": "probe", "method": "linear"},
             {"name": "E(All), knn", "task": "probe", "method": "knn"},
             {"name": "E(C), svm", "task": "probe", "shared": _e()},
-            {
+            {  # an epoch at rate zero is for BatchNorm's running statistics: too few steps for them in a small pack
                 "name": "random weights, svm",
                 "task": "probe",
                 "pretrain": {"train": {"lr": 0, "lr_end": 0, "epochs": 1}},

@@ -39,6 +39,7 @@ from gsmae.reproduce.results import measured  # noqa: E402
 from gsmae.reproduce.timing import Size, stepper  # noqa: E402
 
 TABLES = ("length", "input", "labels", "choices", "parts")
+MORE = ("colours",)  # not of the first study
 COST = {
     "pretrain": 1.0,
     "classify": 1.0,
@@ -114,7 +115,7 @@ def bring(work: Path, out: Path) -> None:
             if not any(part.startswith("step_") or part == "tensorboard" for part in inside.parts):
                 archive.add(path, str(inside))
     aside.replace(out / "runs.tar.gz")
-    for table in TABLES:
+    for table in TABLES + MORE:
         if (work / "tables" / table).is_dir():
             shutil.copytree(work / "tables" / table, out / table, dirs_exist_ok=True)
     shutil.copy(work / "base.yaml", out)
@@ -130,7 +131,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=0, help="of the longest pretraining; 0: as the budget allows")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=TABLES)
+    parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=TABLES + MORE)
     parser.add_argument("--recipe", default="small")
     parser.add_argument("--config", type=Path, default=HERE / "long" / "base.yaml")
     parser.add_argument("--device", default="auto")
