@@ -22,10 +22,10 @@ from ..rendering.views import draw_views
 from ..sources import MeshItem
 from ..surface import SurfaceSamples, sample_surface
 from . import notes
-from .jobs import Watch, object_seed
 from .limits import OutOfMemory, capped, within_memory
 from .objects import finish, rigs_of
 from .records import Order, commit, commit_failure, done, is_charged, settled
+from .watches import Watch
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def _loaded(item: MeshItem, order: Order, views: dict[str, Tensor], at: int) -> 
     watch = Watch(order.out, item.uid, order.token, order.device)
     try:
         found = item.path.stat()
-        seed = object_seed(order.seed, item.uid)
+        seed = order.seed_of(item.uid)
         watch.enter("load")
         mesh = load_mesh(item, limits=order.limits.mesh)
         samples = sample_surface(mesh, max(c.fit.initial, c.surface_points), seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import traceback
@@ -53,6 +54,10 @@ class Order:
     launch: int = 0
     kernels: str = "auto"
     spent: dict[str, int] = field(default_factory=dict)
+
+    def seed_of(self, uid: str) -> int:
+        """A seed of its own for each object, the same wherever and in whichever order it is built."""
+        return int.from_bytes(hashlib.sha256(f"{self.seed}/{uid}".encode()).digest()[:4], "big")
 
 
 def path_of(out: Path, uid: str) -> Path:

@@ -10,7 +10,7 @@ from ..meshes import Mesh
 from ..surface import VISIBLE
 from ..textures import sample_trilinear
 from .cameras import Cameras
-from .views import BLENDED, COPLANAR, CUTOUT, FAINT, NEAR, Background, Views, face_modes, light_table
+from .shading import BLENDED, COPLANAR, CUTOUT, FAINT, NEAR, Background, Views, face_modes, light_table
 
 
 def render(mesh: Mesh, cameras: Cameras, supersample: int, background: Background) -> Views:

@@ -19,7 +19,7 @@ from gsmae.errors import GsmaeError
 
 from ..meshes import Mesh
 from .cameras import Cameras
-from .views import BLENDED, Background, Views, face_modes, light_table
+from .shading import BLENDED, Background, Views, face_modes, light_table
 
 PADDING = 1e-5  # of the faces' boxes, in sizes of the mesh: above the rounding of rays in single precision
 MARGIN = 0.01  # how far before the mesh's box rays begin, in sizes of the mesh

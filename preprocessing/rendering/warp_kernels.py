@@ -12,7 +12,7 @@ sample is hit twice or never (Woop, Benthin and Wald 2013). Boxes are only asked
 import warp as wp
 
 from ..surface import VISIBLE
-from .views import BLENDED, COPLANAR, CUTOUT, FAINT, NEAR
+from .shading import BLENDED, COPLANAR, CUTOUT, FAINT, NEAR
 
 # without contraction a product rounds alike in both orders, and both devices round alike
 wp.set_module_options({"enable_backward": False, "fuse_fp": False, "fast_math": False})

@@ -17,7 +17,7 @@ from gsmae.errors import InputError
 from gsmae.files import read_json, sha256
 from gsmae.ply import read_ply
 from preprocessing.build import build
-from preprocessing.building.jobs import object_seed
+from preprocessing.building.records import Order
 from preprocessing.profiles import BuildConfig, FitConfig
 
 MICRO = BuildConfig(
@@ -87,8 +87,9 @@ def test_the_same_seed_gives_the_same_bytes_with_any_number_of_workers(meshes, t
     assert files(tmp_path / "c") != files(tmp_path / "a")
 
 
-def test_each_object_has_a_seed_of_its_own():
-    assert object_seed(0, "a/b") != object_seed(0, "a/c") != object_seed(1, "a/c")
+def test_each_object_has_a_seed_of_its_own(tmp_path):
+    first, second = (Order(tmp_path, MICRO, seed=seed) for seed in (0, 1))
+    assert len({first.seed_of("a/b"), first.seed_of("a/c"), second.seed_of("a/c")}) == 3
 
 
 BAD = {

@@ -8,7 +8,8 @@ from gsmae.ops.native import library
 from gsmae.render import look_at
 from preprocessing.meshes import Mesh, load_mesh
 from preprocessing.rendering.cameras import Cameras, train_cameras
-from preprocessing.rendering.views import AMBIENT, RENDERERS, render_views
+from preprocessing.rendering.shading import AMBIENT
+from preprocessing.rendering.views import RENDERERS, render_views
 
 NATIVE = pytest.param("native", marks=pytest.mark.skipif(not library.available(), reason="no compiled kernels"))
 WARP = pytest.param(

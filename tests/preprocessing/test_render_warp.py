@@ -14,7 +14,8 @@ from gsmae.errors import GsmaeError
 from preprocessing.meshes import Mesh, load_mesh
 from preprocessing.rendering import warp as render_warp
 from preprocessing.rendering.cameras import Cameras, train_cameras
-from preprocessing.rendering.views import BLENDED, CUTOUT, OPAQUE, RENDERERS, Views, face_modes, render_views
+from preprocessing.rendering.shading import BLENDED, CUTOUT, OPAQUE, Views, face_modes
+from preprocessing.rendering.views import RENDERERS, render_views
 
 ROOT = Path(__file__).resolve().parents[2]
 SKY = (0.2, 0.4, 1.0)
