@@ -36,8 +36,15 @@ def main() -> None:
     for uid in uids:
         cells = [f"{found[uid]['psnr']:.2f}, {found[uid]['gaussians']:.0f}" for found in builds.values()]
         print(f"| {uid} | {' | '.join(cells)} |")
-    print(f"\n| against {first}, {len(uids)} objects | mean dB | largest dB | over 0.1 dB | mean Gaussians % | largest % |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    heads = (
+        f"against {first}, {len(uids)} objects",
+        "mean dB",
+        "largest dB",
+        "over 0.1 dB",
+        "mean Gaussians %",
+        "largest %",
+    )
+    print(f"\n| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
     for name in others:
         decibels = [builds[name][uid]["psnr"] - builds[first][uid]["psnr"] for uid in uids]
         share = [100 * (builds[name][uid]["gaussians"] / builds[first][uid]["gaussians"] - 1) for uid in uids]
