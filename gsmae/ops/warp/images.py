@@ -10,6 +10,7 @@ from torch import Tensor
 from ..reference.batches import check_pictures_of_many
 from ..reference.images import check_pictures
 from . import runtime
+from .tiles import TALL, WIDE
 
 
 def l1_ssim_many(image: Tensor, target: Tensor, weight: float = 0.2) -> Tensor:
@@ -45,8 +46,7 @@ def _compare(image: Tensor, target: Tensor, keep: bool) -> tuple[Tensor, Tensor]
 
 def _tiles(image: Tensor) -> int:
     """Tiles of a picture, each the work of a block."""
-    kernels = runtime.kernels("pictures")
-    return -(-image.shape[1] // kernels.TALL) * -(-image.shape[2] // kernels.WIDE)
+    return -(-image.shape[1] // TALL) * -(-image.shape[2] // WIDE)
 
 
 def _numbers_or_bytes(target: Tensor) -> tuple[Tensor, Tensor]:

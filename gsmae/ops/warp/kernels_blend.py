@@ -13,6 +13,7 @@ import warp as wp
 
 from ..reference import splats as constants
 from .kernels_project import LOG_ALPHA_MIN, columns
+from .threads import add_sums, add_weight, ballot, lane, lanes_of_warp, next_row, warp_any, without_first
 
 wp.set_module_options({"enable_backward": False})
 
@@ -35,64 +36,6 @@ def fast_exp(x: float) -> float: ...
 
 @wp.func_native("""
 #if defined(__CUDA_ARCH__)
-    return __any_sync(0xffffffffu, x);
-#else
-    return x;
-#endif
-""")
-def warp_any(x: int) -> int: ...
-
-
-@wp.func_native("""
-#if defined(__CUDA_ARCH__)
-    return __ballot_sync(0xffffffffu, x);
-#else
-    return x ? 1u : 0u;
-#endif
-""")
-def ballot(x: int) -> wp.uint32: ...
-
-
-@wp.func_native("""
-#if defined(__CUDA_ARCH__)
-    return __shfl_sync(0xffffffffu, row, __ffs(waiting) - 1);
-#else
-    return row;
-#endif
-""")
-def next_row(row: int, waiting: wp.uint32) -> int:
-    """The row of the first thread that waits."""
-    ...
-
-
-@wp.func_native("""
-    return waiting & (waiting - 1u);
-""")
-def without_first(waiting: wp.uint32) -> wp.uint32: ...
-
-
-@wp.func_native("""
-#if defined(__CUDA_ARCH__)
-    return threadIdx.x & 31;
-#else
-    return 0;
-#endif
-""")
-def lane() -> int: ...
-
-
-@wp.func_native("""
-#if defined(__CUDA_ARCH__)
-    return 32;
-#else
-    return 1;
-#endif
-""")
-def lanes() -> int: ...
-
-
-@wp.func_native("""
-#if defined(__CUDA_ARCH__)
     return pixel / size * size + 0.5f * size;
 #else
     return pixel + 0.5f;
@@ -111,44 +54,6 @@ def patch_centre(pixel: int, size: int) -> float: ...
 def patch_half(size: int) -> float:
     """From the centre of a patch to the centre of its last pixel."""
     ...
-
-
-@wp.func_native("""
-#if defined(__CUDA_ARCH__)
-    // Eight sums over 32 threads in nine exchanges: each halves what a thread carries, and how many it carries it for.
-    const bool high = threadIdx.x & 16, middle = threadIdx.x & 8, low = threadIdx.x & 4;
-    const float b0 = (high ? a4 : a0) + __shfl_xor_sync(0xffffffffu, high ? a0 : a4, 16);
-    const float b1 = (high ? a5 : a1) + __shfl_xor_sync(0xffffffffu, high ? a1 : a5, 16);
-    const float b2 = (high ? a6 : a2) + __shfl_xor_sync(0xffffffffu, high ? a2 : a6, 16);
-    const float b3 = (high ? a7 : a3) + __shfl_xor_sync(0xffffffffu, high ? a3 : a7, 16);
-    const float c0 = (middle ? b2 : b0) + __shfl_xor_sync(0xffffffffu, middle ? b0 : b2, 8);
-    const float c1 = (middle ? b3 : b1) + __shfl_xor_sync(0xffffffffu, middle ? b1 : b3, 8);
-    float d = (low ? c1 : c0) + __shfl_xor_sync(0xffffffffu, low ? c0 : c1, 4);
-    d += __shfl_xor_sync(0xffffffffu, d, 2);
-    d += __shfl_xor_sync(0xffffffffu, d, 1);
-    for (int step = 16; step > 0; step /= 2) a8 += __shfl_xor_sync(0xffffffffu, a8, step);
-    const int lane = threadIdx.x & 31;
-    if ((lane & 3) == 0 || lane == 1) atomicAdd(sums.data + 9 * row + (lane == 1 ? 8 : lane / 4), lane == 1 ? a8 : d);
-#else
-    float* to = sums.data + 9 * row;
-    to[0] += a0; to[1] += a1; to[2] += a2; to[3] += a3; to[4] += a4; to[5] += a5; to[6] += a6; to[7] += a7; to[8] += a8;
-#endif
-""")
-def add_sums(sums: wp.array2d(dtype=wp.float32), row: int, a0: float, a1: float, a2: float, a3: float, a4: float,
-             a5: float, a6: float, a7: float, a8: float):  # fmt: skip
-    """Adds nine numbers of all threads of a warp to those of a row, [rows, 9] without gaps."""
-    ...
-
-
-@wp.func_native("""
-#if defined(__CUDA_ARCH__)
-    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
-    if ((threadIdx.x & 31) == 0) atomicAdd(weights.data + row, (double)x);
-#else
-    weights.data[row] += x;
-#endif
-""")
-def add_weight(weights: wp.array(dtype=wp.float64), row: int, x: float): ...
 
 
 @wp.func
@@ -225,7 +130,7 @@ def forward(
                 else:
                     color += wanted * wp.vec3(record1[2], record1[3], records[row, 2][0])
                     through = rest
-        first += lanes()
+        first += lanes_of_warp()
     if inside:
         colors[at[1], at[3], at[2]] = color + through * background[0]
         alphas[at[1], at[3], at[2]] = 1.0 - through
@@ -303,7 +208,7 @@ def backward(
                     sums, row, d, by_dx, by_dx * dx, by_u, by_u * dx, by_u * u, weight * g[0], weight * g[1],
                     weight * g[2],
                 )  # fmt: skip
-        first += lanes()
+        first += lanes_of_warp()
     if inside and rests.shape[0] > 0:
         rests[at[1], at[3], at[2]] = through
 
@@ -347,4 +252,4 @@ def weigh(
                     through -= wanted
             if warp_any(int(weight > 0.0)) != 0:
                 add_weight(weights, row, weight)
-        first += lanes()
+        first += lanes_of_warp()

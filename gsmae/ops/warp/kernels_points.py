@@ -9,6 +9,8 @@ the strides below are then 1, and what threads tell each other falls away.
 
 import warp as wp
 
+from .threads import lanes_of_warp, least_of_warp, meet, of_all_warps, threads_of_block
+
 # one launch has whole blocks only, so that all threads of a block meet at a barrier
 wp.set_module_options({"enable_backward": False, "fuse_fp": False})
 
@@ -62,68 +64,6 @@ def distances(
     Columns in order, and every operation rounds: the intrinsics are never fused.
     """
     ...
-
-
-@wp.func_native("""
-#if defined(__CUDA_ARCH__)
-#if __CUDA_ARCH__ >= 800
-    const int high = (int)(key >> 32);
-    const int least = __reduce_min_sync(0xffffffffu, high);
-    const unsigned low = __reduce_min_sync(0xffffffffu, high == least ? unsigned(key) : 0xffffffffu);
-    return (wp::int64(least) << 32) | wp::int64(low);
-#else
-    for (int step = 16; step > 0; step /= 2) {
-        const wp::int64 other = __shfl_xor_sync(0xffffffffu, key, step);
-        key = other < key ? other : key;
-    }
-#endif
-#endif
-    return key;
-""")
-def least_of_warp(key: wp.int64) -> wp.int64: ...
-
-
-@wp.func_native("""
-#if defined(__CUDA_ARCH__)
-    __shared__ wp::int64 keys[2][32];  // two in turn: nobody writes over what another has yet to read
-    const int lane = threadIdx.x & 31;
-    if (lane == 0) keys[turn][threadIdx.x / 32] = key;
-    __syncthreads();
-    key = lane < blockDim.x / 32 ? keys[turn][lane] : 0x7fffffffffffffffll;
-#endif
-    return key;
-""")
-def of_all_warps(key: wp.int64, turn: int) -> wp.int64:
-    """The keys of the warps of a block, one for each lane."""
-    ...
-
-
-@wp.func_native("""
-#if defined(__CUDA_ARCH__)
-    __syncwarp();
-#endif
-""")
-def meet(): ...
-
-
-@wp.func_native("""
-#if defined(__CUDA_ARCH__)
-    return 32;
-#else
-    return 1;
-#endif
-""")
-def lanes_of_warp() -> int: ...
-
-
-@wp.func_native("""
-#if defined(__CUDA_ARCH__)
-    return blockDim.x;
-#else
-    return 1;
-#endif
-""")
-def threads_of_block() -> int: ...
 
 
 @wp.func
