@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from gsmae.reproduce import Step
+from gsmae.training import Interrupted
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def _serve(pipe: Connection, work: Callable[[Step], str]) -> None:
             return
         try:
             pipe.send(work(step))
-        except Exception:  # a signal asked the run to stop, and it has saved its state
+        except (Interrupted, BrokenPipeError):  # a signal asked the run to stop, and it has saved its state
             return
 
 

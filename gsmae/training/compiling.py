@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,16 +14,22 @@ from ..models.masked import Masked
 Compile = Literal["no", "fuse", "graphs"]
 
 
-def compile_network(model: nn.Module, how: Compile) -> None:
+def compile_network(model: nn.Module, how: Compile, pieces: int) -> None:
     """Let calls of a pretraining network run compiled; each set of shapes is compiled when it first comes.
 
     What the task does before the call, which is grouping and drawing a mask, stays as it is. Raises GsmaeError for
     other networks: they group, or look for neighbours, in the middle of a call, and that cannot be compiled.
+
+    pieces  in which a batch is computed: drop path makes each a graph of its own
     """
     if how == "no":
         return
     if not isinstance(model, Masked):
         raise GsmaeError(f"train.compile is '{how}', but only networks of pretraining are compiled; leave it at 'no'")
+    # torch counts the graphs of all networks of a process together, and runs what comes after the eighth as written
+    torch.compiler.reset()
+    limits: Any = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 2 * pieces)  # a last batch may be smaller
     model.compile(dynamic=False, mode="reduce-overhead" if how == "graphs" else None)
 
 

@@ -59,7 +59,7 @@ class Stepper:
     def __init__(self, task: Task, model: nn.Module, config: TrainConfig, team: Team, stopped: Callable[[], bool]):
         self.task, self.model, self.config, self.team, self._stopped = task, model, config, team, stopped
         self.net = team.join(model, _Step(task, model))
-        compile_network(model, config.compile)
+        compile_network(model, config.compile, config.accumulate)
         self.optimizer = adamw(model, config)
         self.average = self._average()
 

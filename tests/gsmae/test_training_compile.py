@@ -96,6 +96,18 @@ def test_every_network_of_pretraining_is_one_graph(tmp_path, traced, changes):
     assert traced["unique_graphs"] == 1 and not counters["graph_break"]
 
 
+def test_all_pieces_of_a_batch_and_all_runs_of_a_process_are_traced_however_many_there_are(tmp_path, traced):
+    """torch gives up after so many graphs, and runs what is left as written: slowly, with a warning at most."""
+    with torch._dynamo.config.patch(recompile_limit=2):
+        run(tmp_path / "pieces", NETWORK, Stream(3, 1), epochs=1, compile="fuse", accumulate=3)
+    assert traced["unique_graphs"] == 3
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for ratio in (0.3, 0.4, 0.5):
+            network = NETWORK.model_copy(update={"mask_ratio": ratio})
+            run(tmp_path / str(ratio), network, Stream(4, 1), epochs=1, compile="fuse")
+    assert traced["unique_graphs"] == 6
+
+
 def test_a_traced_run_goes_on(tmp_path, traced):
     run(tmp_path / "whole", compile="fuse")
     with pytest.raises(Interrupted):

@@ -16,6 +16,8 @@ def does(step) -> str:
         return ""
     if step.name == "dies":
         os._exit(7)
+    if step.name == "errs":
+        raise RuntimeError("a bug")
     if step.name == "sleeps":
         time.sleep(60)
     return "no memory" if step.name == "fails" else ""
@@ -40,6 +42,12 @@ def test_each_run_comes_after_the_one_it_begins_with_and_failures_stay_with_thei
     assert reasons["dies", "pretrain"] == reasons["dies", "classify"] == "its process died (exit code 7)"
     order = [(step.name, step.kind) for step, _ in done]
     assert all(order.index((n, "pretrain")) < order.index((n, "classify")) for n in ("good", "fails", "dies", "other"))
+
+
+def test_a_bug_is_not_taken_for_a_run_that_was_asked_to_stop(steps, capfd):
+    reasons = {step.kind: reason for step, reason in side_by_side(steps("errs"), does, 1)}
+    assert reasons["pretrain"] == reasons["classify"] == "its process died (exit code 1)"
+    assert "RuntimeError: a bug" in capfd.readouterr().err
 
 
 def test_when_the_time_is_over_what_sleeps_is_stopped_and_nothing_else_begins(steps):
