@@ -57,7 +57,7 @@ EXIT_CODES = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    if argv is None and not {"", str(Path.cwd())} & set(sys.path):  # as the installed command
+    if argv is None and not {"", _here()} & set(sys.path):  # as the installed command
         os.environ.setdefault("PYTHONSAFEPATH", "1")  # nor shall processes that we start find a checkout that we are in
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -91,6 +91,13 @@ def main(argv: list[str] | None = None) -> int:
         outcome.write()
         sys.stdout.flush()
     return outcome.code
+
+
+def _here() -> str:
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:  # the folder has been removed, which is nothing to us
+        return ""
 
 
 def _stop(*_: object) -> None:

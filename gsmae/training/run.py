@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..batch import Batch
 from ..config import Config
 from ..errors import GsmaeError
+from .compiling import Compile
 
 
 class TrainConfig(Config):
@@ -42,9 +43,10 @@ class TrainConfig(Config):
     what a checkpoint holds for use"""
     precision: Literal["fp32", "bf16"] = "fp32"
     """of matrix products in training: fp32, or bf16 by autocast; weights, optimiser and validation stay in fp32"""
-    compile: Literal["no", "fuse", "graphs"] = "no"
+    compile: Compile = "no"
     """whether torch.compile makes kernels of a pretraining network for its steps on a GPU: fuse, or graphs, which are
-    also launched all at once, for small batches. The first step takes minutes, and drop path draws other numbers"""
+    also launched all at once, for small batches. The first step takes about a minute, and drop path draws other
+    numbers"""
     val_every: Annotated[int, Field(ge=1)] = 10
     """epochs between two looks at the validation split"""
     save_every: Annotated[int, Field(ge=1)] = 10

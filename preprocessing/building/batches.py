@@ -39,7 +39,7 @@ def bytes_per_object(config: BuildConfig) -> int:
 
     Pictures: uint8, all views. Gaussians at the cap: 11 + 3 K numbers, each as value, gradient, two averages, the last
     good state with its two averages, and the best state; projected, 25 numbers and 9 sums. Pairs of tile and splat: 24
-    bytes, sorting included. The picture of a step with its loss: 28 numbers a pixel. For `fast` it says 68 MB where 66
+    bytes, sorting included. The picture of a step with its loss: 28 numbers a pixel. For `fast` it says 69 MB where 66
     were measured (docs/results.md).
     """
     c, f = config, config.fit

@@ -151,7 +151,7 @@ def hidden() -> bool:
 
     Processes that look there first would be of that one, and find no compiled kernels.
     """
-    there = Path.cwd() / "preprocessing"
+    there = Path("preprocessing")
     return there.is_dir() and there.resolve() != Path(__file__).resolve().parents[1]
 
 

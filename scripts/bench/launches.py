@@ -137,7 +137,7 @@ def stages(batch: Any, config: BuildConfig, options: argparse.Namespace, device:
         pictures, _ = clock.time(
             "rasterise forward", twin.rasterize_many, *arguments, *cams, *size, run.white, offsets, run.capacity
         )
-        targets = images[torch.arange(count, device=device), view][:, None].float() / 255
+        targets = images[torch.arange(count, device=device), view][:, None]
         loss = clock.time("L1 + SSIM forward", twin.l1_ssim_many, pictures, targets).sum()
         (pull,) = clock.time("L1 + SSIM backward", partial(torch.autograd.grad, retain_graph=True), loss, pictures)
         clock.time("rasterise backward", torch.autograd.grad, pictures, [*arguments, offsets], pull)

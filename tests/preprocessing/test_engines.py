@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from preprocessing.engines.failures import Faults
 from preprocessing.engines.local import local
 from preprocessing.engines.resources import next_gpu, side_by_side, visible_gpus, workers_of_this_gpu
 from preprocessing.engines.slurm import Task
-from preprocessing.engines.worker import Seat
+from preprocessing.engines.worker import Seat, hidden
 
 
 def square(x: int) -> int:
@@ -195,6 +196,17 @@ def test_workers_are_of_the_same_package_in_a_folder_that_holds_another(tmp_path
     run = {"cwd": tmp_path / "here", "env": {**os.environ, "PYTHONPATH": str(root)}, "capture_output": True}
     ended = subprocess.run([sys.executable, str(tmp_path / "script.py")], **run)
     assert ended.stdout.decode().strip() == str(root / "preprocessing" / "__init__.py"), ended.stderr.decode()
+
+
+def test_another_package_is_looked_for_where_we_are_if_we_are_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "here" / "preprocessing").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert hidden()
+    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+    assert not hidden()
+    monkeypatch.chdir(tmp_path / "here")
+    shutil.rmtree(tmp_path / "here")
+    assert not hidden()
 
 
 def alive(pid: int) -> bool:

@@ -196,3 +196,12 @@ def test_help_explains_every_option(verb, capsys):
 def test_the_exit_codes_are_documented():
     page = (Path(__file__).resolve().parents[3] / "docs" / "conventions.md").read_text()
     assert all(f"| {code} |" in page for code in EXIT_CODES)
+
+
+def test_the_command_answers_in_a_folder_that_was_removed(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setattr("sys.argv", ["gsmae", "--help"])
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    assert main() == 0 and "usage: gsmae" in capsys.readouterr().out
