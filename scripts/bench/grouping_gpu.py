@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from grouping import splats
+from grouping import splats, spread
 from torch import Tensor
 
 from gsmae.ops import reference, warp
@@ -106,10 +106,6 @@ def interleave(ways: dict[str, Way], rounds: int, device: str) -> dict[str, list
             if round_ >= 2:
                 times[name].append(taken)
     return times
-
-
-def spread(values: list[float], digits: int) -> str:
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def main() -> None:
