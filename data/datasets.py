@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from gsmae.errors import InputError, nearest_name
-from gsmae.files import sha256
 from gsmae.gaussians import Gaussians
 
-from .packs import PACK, read_columns, read_pack
+from .packs import PACK, fingerprint, read_columns, read_pack
 from .shardfile import Shard
 
 COLUMNS = ("uid", "category", "split", "gaussians", "points", "shard", "row")
@@ -91,7 +90,7 @@ class SplatDataset:
             raise ValueError(f"cache is {cache}, expected at least 1")
         self.path, self.split = Path(path), split
         self.info = read_pack(self.path)
-        self.fingerprint = sha256(self.path / PACK)
+        self.fingerprint = fingerprint(self.path, self.info)
         index = read_columns(self.path, self.info, COLUMNS)
         self.class_names = _classes(self.path, self.info.class_names, classes)
         self.part_names = {c: self.info.part_names[c] for c in self.class_names if self.info.part_names.get(c)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,13 +52,18 @@ class ShardEntry(BaseModel):
 
 
 class IndexEntry(BaseModel):
-    """The index beside the shards."""
+    """The index beside the shards.
+
+    contents  hash of its rows, which is the same whatever version of pyarrow wrote the file; packs made before there
+              was one have none
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     file: str = Field(pattern=FILE)
     sha256: str
     bytes: int
+    contents: str = ""
 
 
 class Failure(BaseModel):
@@ -132,6 +139,8 @@ class PackInfo(BaseModel):
     @model_serializer(mode="wrap")
     def _written(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values = plain(self)
+        if not values["index"]["contents"]:
+            del values["index"]["contents"]
         return {name: value for name, value in values.items() if name != "dropped" or value}
 
 
@@ -187,11 +196,28 @@ def index_row(shard: Shard, number: int, row: int, source: str, psnr: float | No
     }
 
 
-def write_index(path: Path, rows: list[dict]) -> None:
-    """Write the index; an unknown psnr is null."""
+def write_index(path: Path, rows: list[dict]) -> dict[str, Any]:
+    """Write the index and return its entry for pack.json; an unknown psnr is null."""
     table = pa.Table.from_pylist(rows, schema=pa.schema(list(TYPES.items())))
     with write_aside(path) as temporary:
         pq.write_table(table, temporary, compression="none")
+    contents = hashlib.sha256()
+    for row in rows:
+        contents.update(json.dumps([row[name] for name in TYPES]).encode() + b"\n")
+    size = path.stat().st_size
+    return {"file": path.name, "sha256": sha256(path), "bytes": size, "contents": contents.hexdigest()}
+
+
+def fingerprint(path: str | Path, info: PackInfo) -> str:
+    """What tells this pack from others: a hash of all that pack.json says, but for who wrote it and the index's bytes.
+
+    The same pack made on two machines has one fingerprint. For a pack whose index has no hash of its contents it is the
+    hash of pack.json.
+    """
+    if not info.index.contents:
+        return sha256(Path(path) / PACK)
+    said = info.model_dump(mode="json", by_alias=True, exclude={"generator": True, "index": {"sha256", "bytes"}})
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def read_pack(path: str | Path) -> PackInfo:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gsmae.errors import InputError
-from gsmae.files import sha256, sweep, write_json
+from gsmae.files import sweep, write_json
 from gsmae.locks import only_writer
 
 from .checks import Problem, check, verify
@@ -142,11 +142,9 @@ def _repair_pack(path: Path) -> list[Mended]:
     rows = [] if broken else _rows(path, info)
     if not rows:  # without every shard there would be an index of some other pack
         return []
-    write_index(file, rows)
-    digest = sha256(file)
-    if digest == info.index.sha256:
+    index = write_index(file, rows)
+    if index["sha256"] == info.index.sha256:
         return [Mended(str(file), "written from the shards, byte for byte as it was")]
-    index = {"file": file.name, "sha256": digest, "bytes": file.stat().st_size}
     write_json(path / PACK, {**info.model_dump(mode="json", by_alias=True), "index": index})
     told = "written from the shards, which know no PSNR; delete pack.json and pack the builds again to have it back"
     return [Mended(str(file), told), Mended(str(path / PACK), "notes the new index")]

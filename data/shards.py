@@ -171,7 +171,7 @@ def _pack(out: Path, plan: Plan, builds: list[Build], options: dict, progress: b
     for file in out.glob("shard_*.h5"):  # of an interrupted pack with other options
         if file.name not in {s["file"] for s in shards}:
             file.unlink()
-    write_index(out / INDEX, rows)
+    index = write_index(out / INDEX, rows)
     rule = {kind: list(plan.assignment.sources.values()).count(kind) for kind in ("official", "carved", "assigned")}
     info = PackInfo.model_validate(
         {
@@ -196,7 +196,7 @@ def _pack(out: Path, plan: Plan, builds: list[Build], options: dict, progress: b
             "leaks": len(plan.leaks),
             "failed": [Failure(uid=r.uid, stage=r.stage or "", reason=r.reason or "") for r in plan.failed],
             "dropped": plan.dropped,
-            "index": {"file": INDEX, "sha256": sha256(out / INDEX), "bytes": (out / INDEX).stat().st_size},
+            "index": index,
             "shards": shards,
         }
     )

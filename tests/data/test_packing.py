@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -306,3 +308,31 @@ def test_a_killed_pack_publishes_nothing_unreadable(make_build, tmp_path):
     assert killed >= 1
     pack(build.path, out, objects_per_shard=2)
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_pack_has_one_fingerprint_whichever_pyarrow_wrote_its_index(packed, tmp_path):
+    def told(change, name: str) -> str:
+        """The fingerprint of a copy whose index was rewritten, its hash noted as a packer would."""
+        copy = shutil.copytree(packed, tmp_path / name)
+        info = json.loads((copy / "pack.json").read_text())
+        change(copy, info)
+        (copy / "pack.json").write_text(json.dumps(info))
+        return SplatDataset(copy).fingerprint
+
+    def rewritten(copy, info):
+        table = pq.read_table(copy / "index.parquet")
+        pq.write_table(table, copy / "index.parquet", compression="snappy")
+        content = (copy / "index.parquet").read_bytes()
+        assert info["index"]["sha256"] != hashlib.sha256(content).hexdigest()
+        info["index"] |= {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        info["generator"] = "gsmae 99"
+
+    here = SplatDataset(packed).fingerprint
+    assert told(rewritten, "elsewhere") == here
+    assert told(lambda copy, info: info["index"].update(contents="0" * 64), "other rows") != here
+    assert told(lambda copy, info: info["shards"][0].update(sha256="0" * 64), "other shard") != here
+    # packs from before keep theirs, so that runs made with them are found again
+    assert (
+        told(lambda copy, info: info["index"].pop("contents"), "old")
+        == hashlib.sha256((tmp_path / "old" / "pack.json").read_bytes()).hexdigest()
+    )
