@@ -161,6 +161,8 @@ class BatchStream:
             for chunk in chunks:
                 yield self._batch(chunk, epoch)
             return
+        # in a forked process torch makes its own threads anew, and an error where two threads come to it at once
+        torch.set_num_threads(torch.get_num_threads())
         with ThreadPoolExecutor(self.workers, thread_name_prefix="batches") as pool:
             ahead: deque = deque()
             try:

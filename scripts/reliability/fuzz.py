@@ -115,7 +115,10 @@ def attempt(target: Any, folder: Path) -> tuple[str, str]:
 
 def child(target: Any, cases: list[str], home: Path, pipe: int) -> None:
     """Read the cases one after another, with a line of JSON for each."""
+    import torch
+
     faulthandler.disable()  # the parent tells of a crash
+    torch.set_num_threads(1)  # the threads that torch had did not survive the fork, and would be waited for
     limit()
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)

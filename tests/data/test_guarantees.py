@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 # The stream of one epoch as lines, one hash a batch. A process of its own forks one child for every line of input, so
 # that torch is imported once; a child that is told to die is killed while it makes batches and says nothing more.
 CHILDREN = """
-import hashlib, os, signal, sys
+import hashlib, os, signal, sys, traceback
 import torch
 from data.augment import Augmentation
 from data.datasets import SplatDataset
@@ -65,6 +65,8 @@ for line in sys.stdin:
         try:
             stream(write, path, epoch, skip, workers, resident)
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     os.close(write)
