@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from gsmae.errors import GsmaeError
+from gsmae.ops.warp import runtime
 
 from ..meshes import Mesh
 from .cameras import Cameras
@@ -45,7 +46,7 @@ class Scene:
 
 def default_device() -> str:
     """The device "cuda" where both torch and Warp can use it, else "cpu"; GsmaeError where Warp is missing."""
-    return "cuda" if _warp().is_cuda_available() and torch.cuda.is_available() else "cpu"
+    return "cuda" if runtime.warp().is_cuda_available() and torch.cuda.is_available() else "cpu"
 
 
 def upload(mesh: Mesh, device: str | None = None) -> Scene:
@@ -53,7 +54,7 @@ def upload(mesh: Mesh, device: str | None = None) -> Scene:
 
     Raises GsmaeError where Warp is missing, the device cannot be used, or the textures have 2^31 pixels or more.
     """
-    wp = _warp()
+    wp = runtime.warp()
     device = default_device() if device is None else device
     try:
         place = str(wp.get_device(device))
@@ -92,7 +93,7 @@ def draw(
 
     On CUDA it returns before the work is done; torch's current stream orders what follows.
     """
-    wp = _warp()
+    wp = runtime.warp()
     kernels = importlib.import_module(".warp_kernels", __package__)
     shape = (len(cameras), cameras.height, cameras.width)
     images = torch.empty((*shape, 3), dtype=torch.uint8, device=scene.device)
@@ -149,28 +150,5 @@ def _cameras(scene: Scene, cameras: Cameras, supersample: int, dtype: Any) -> np
 def _on(wp: Any, device: str) -> Iterator[None]:
     """Warp's work goes to torch's stream, so that neither waits for the other nor frees what the other still reads."""
     stream = wp.stream_from_torch(torch.device(device)) if device != "cpu" else None
-    with _quiet(wp), wp.ScopedStream(stream, sync_enter=True, sync_exit=True):
+    with runtime.quiet(wp), wp.ScopedStream(stream, sync_enter=True, sync_exit=True):
         yield
-
-
-@contextmanager
-def _quiet(wp: Any) -> Iterator[None]:
-    """Warp tells of its start and of every compilation; what it warns of still comes through."""
-    name, value = ("log_level", wp.LOG_WARNING) if hasattr(wp.config, "log_level") else ("quiet", True)
-    before = getattr(wp.config, name)
-    setattr(wp.config, name, value)
-    try:
-        yield
-    finally:
-        setattr(wp.config, name, before)
-
-
-def _warp() -> Any:
-    """The module warp, started. It keeps compiled kernels in the user's cache folder."""
-    try:
-        wp = importlib.import_module("warp")
-    except ImportError:
-        raise GsmaeError("the renderer 'warp' needs NVIDIA Warp: pip install 'gsmae[gpu]'") from None
-    with _quiet(wp):
-        wp.init()
-    return wp

@@ -84,6 +84,16 @@ def reaches(records: wp.array2d(dtype=wp.vec4), row: int, x: int, y: int):
 
 
 @wp.func
+def look(records: wp.array2d(dtype=wp.vec4), values: wp.array(dtype=wp.int32), first: int, end: int, x: int, y: int):
+    """This thread's row of the next in the list, and which threads of the warp have one that reaches the patch."""
+    mine, hit = int(0), int(0)
+    if first + lane() < end:
+        mine = values[first + lane()]
+        hit = int(reaches(records, mine, x, y))
+    return mine, ballot(hit)
+
+
+@wp.func
 def log_alpha(record0: wp.vec4, record1: wp.vec4, dx: float, u: float):
     return record1[1] - record0[3] * dx * dx - record1[0] * u * u
 
@@ -111,11 +121,7 @@ def forward(
     end, first = bounds[at[0], 1], int(bounds[at[0], 0])
     # the conditions of the loops are the same for all threads of a warp: none may leave before the others
     while first < end and warp_any(int(open)) != 0:
-        mine, hit = int(0), int(0)
-        if first + lane() < end:
-            mine = values[first + lane()]
-            hit = int(reaches(records, mine, at[2], at[3]))
-        waiting = ballot(hit)
+        mine, waiting = look(records, values, first, end, at[2], at[3])
         while waiting != wp.uint32(0):
             row = next_row(mine, waiting)
             waiting = without_first(waiting)
@@ -173,11 +179,7 @@ def backward(
     through = float(1.0)
     end, first = bounds[at[0], 1], int(bounds[at[0], 0])
     while first < end and warp_any(int(open)) != 0:
-        mine, hit = int(0), int(0)
-        if first + lane() < end:
-            mine = values[first + lane()]
-            hit = int(reaches(records, mine, at[2], at[3]))
-        waiting = ballot(hit)
+        mine, waiting = look(records, values, first, end, at[2], at[3])
         while waiting != wp.uint32(0):
             row = next_row(mine, waiting)
             waiting = without_first(waiting)
@@ -231,11 +233,7 @@ def weigh(
     through = float(1.0)
     end, first = bounds[at[0], 1], int(bounds[at[0], 0])
     while first < end and warp_any(int(open)) != 0:
-        mine, hit = int(0), int(0)
-        if first + lane() < end:
-            mine = values[first + lane()]
-            hit = int(reaches(records, mine, at[2], at[3]))
-        waiting = ballot(hit)
+        mine, waiting = look(records, values, first, end, at[2], at[3])
         while waiting != wp.uint32(0):
             row = next_row(mine, waiting)
             waiting = without_first(waiting)

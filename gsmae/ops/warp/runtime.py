@@ -36,7 +36,7 @@ def warp() -> Any:
         wp = importlib.import_module("warp")
     except ImportError:
         raise GsmaeError("drawing by NVIDIA Warp needs its package: pip install 'gsmae[gpu]'") from None
-    with _quiet(wp):
+    with quiet(wp):
         wp.init()
     return wp
 
@@ -55,10 +55,10 @@ def on(device: torch.device) -> Iterator[Any]:
     """
     wp = warp()
     if device.type == "cpu":
-        with _quiet(wp):
+        with quiet(wp):
             yield wp
         return
-    with _quiet(wp), wp.ScopedStream(stream(torch.cuda.current_stream(device)), sync_enter=False, sync_exit=False):
+    with quiet(wp), wp.ScopedStream(stream(torch.cuda.current_stream(device)), sync_enter=False, sync_exit=False):
         yield wp
 
 
@@ -86,7 +86,7 @@ def launch(wp: Any, kernel: Any, threads: int, device: torch.device, *arguments:
 
 
 @contextmanager
-def _quiet(wp: Any) -> Iterator[None]:
+def quiet(wp: Any) -> Iterator[None]:
     """Warp tells of its start and of every compilation; what it warns of still comes through."""
     name, value = ("log_level", wp.LOG_WARNING) if hasattr(wp.config, "log_level") else ("quiet", True)
     before = getattr(wp.config, name)
