@@ -108,13 +108,17 @@ def test_all_pieces_of_a_batch_and_all_runs_of_a_process_are_traced_however_many
     assert traced["unique_graphs"] == 6
 
 
-def test_a_traced_run_goes_on(tmp_path, traced):
-    run(tmp_path / "whole", compile="fuse")
+def assert_goes_on(folder):
+    run(folder / "whole", compile="fuse")
     with pytest.raises(Interrupted):
-        run(tmp_path / "cut", stream=Stream(stop_at=4), compile="fuse")
-    run(tmp_path / "cut", compile="fuse")
-    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
-    assert_equal(saved(tmp_path / "cut"), saved(tmp_path / "whole"))
+        run(folder / "cut", stream=Stream(stop_at=4), compile="fuse")
+    run(folder / "cut", compile="fuse")
+    assert rows(folder / "cut") == rows(folder / "whole")
+    assert_equal(saved(folder / "cut"), saved(folder / "whole"))
+
+
+def test_a_traced_run_goes_on(tmp_path, traced):
+    assert_goes_on(tmp_path)
 
 
 @pytest.mark.slow
@@ -142,12 +146,7 @@ def test_a_compiled_network_has_the_losses_and_gradients_of_the_one_as_written(p
 
 @pytest.mark.slow
 def test_a_compiled_run_goes_on_bit_by_bit(tmp_path):
-    run(tmp_path / "whole", compile="fuse")
-    with pytest.raises(Interrupted):
-        run(tmp_path / "cut", stream=Stream(stop_at=4), compile="fuse")
-    run(tmp_path / "cut", compile="fuse")
-    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
-    assert_equal(saved(tmp_path / "cut"), saved(tmp_path / "whole"))
+    assert_goes_on(tmp_path)
 
 
 def test_what_cannot_be_compiled_is_refused(tmp_path):
